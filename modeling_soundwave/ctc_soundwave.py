@@ -112,7 +112,7 @@ def linear_argmax(hidden: torch.Tensor, weight: torch.Tensor, blank_weight: torc
 class _LinearCTC(torch.autograd.Function):
     """Per-item CTC losses from hidden states and scoring rows; see `linear_ctc_loss`.
 
-    Only the blank and the target's labels enter the lattice; over all V rows one log-sum-exp per frame is needed.
+    Only the blank and the target labels enter the lattice; over all V rows one log-sum-exp per frame is needed.
     With posteriors g (B, A, U + 1) of the lattice columns c, d loss / d hidden = softmax(h W) W - g W[c]. The first
     term does not depend on g, so the forward pass stores the sum of both, (B, A, D), and recomputes nothing. A trained
     matrix needs its softmax once more in the backward pass.

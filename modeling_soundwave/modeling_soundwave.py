@@ -143,6 +143,8 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
             spliced = self.splice(input_ids, attention_mask, shrunk, labels, aligned=aligned)
             inputs_embeds, attention_mask, position_ids, labels, audio_positions = spliced[:5]
             input_ids = None
+        elif inputs_embeds is None and position_ids is None and _is_prompt(past_key_values):
+            position_ids = _positions(attention_mask)  # padding must not move a row's positions
         if labels is not None and not output_logits:
             logits_to_keep = _predicts_label(labels)
         outputs = self.language_model(
@@ -177,9 +179,8 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
 
     def _starts_with_audio(self, input_ids, past_key_values) -> bool:
         """Whether this call brings a prompt with recordings (and is no later step of a generation)."""
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            return False
-        return self.config.audio_token_id is not None and bool((input_ids == self.config.audio_token_id).any())
+        audio_id = self.config.audio_token_id
+        return audio_id is not None and _is_prompt(past_key_values) and bool((input_ids == audio_id).any())
 
     def _silent_window(self, like: torch.Tensor) -> torch.Tensor:
         """Zero, by way of every speech module: a rank without recordings must join the others' collectives."""
@@ -187,6 +188,17 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
         features, _ = self.get_audio_features(input_features=like.new_zeros(1, bins, T))
         trained = [p.sum() for p in self.ctc_head.parameters() if p.requires_grad]
         return 0.0 * (features.sum() + sum(trained))
+
+
+def _is_prompt(past_key_values) -> bool:
+    return past_key_values is None or past_key_values.get_seq_length() == 0
+
+
+def _positions(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Position ids (B, N) that count a row's own tokens; ``None`` without a mask (B, N)."""
+    if attention_mask is None or attention_mask.dim() != 2:
+        return None
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 def _predicts_label(labels: torch.Tensor) -> torch.Tensor:

@@ -186,7 +186,7 @@ class SoundwaveForCTC(SoundwavePreTrainedModel):
         if windows_per_audio is not None:
             if int(windows_per_audio.sum()) != features.shape[0]:
                 raise ValueError(
-                    f"windows_per_audio counts {int(windows_per_audio.sum())} windows, not {features.shape[0]} as given."
+                    f"windows_per_audio counts {int(windows_per_audio.sum())} windows, but {features.shape[0]} came."
                 )
             if window_offsets is None and len(windows_per_audio) != features.shape[0]:
                 raise ValueError("a recording of several windows needs window_offsets (n_windows,) in mel frames.")

@@ -14,7 +14,7 @@ class Spliced(NamedTuple):
     inputs_embeds: torch.Tensor  # (B, L, D), 0 on padding
     attention_mask: torch.Tensor  # (B, L)
     position_ids: torch.Tensor  # (B, L)
-    labels: torch.Tensor | None  # (B, L), -100 on recordings and padding
+    labels: torch.Tensor | None  # (B, L), -100 on recordings, padding and a row's first position
     audio_positions: torch.Tensor | None  # (n_audios,) positions that each recording takes
     source: torch.Tensor  # (B, L) position in input_ids that each one comes from, -1 on padding
 
@@ -91,7 +91,8 @@ def splice_audio(
         embeds = torch.where(from_audio[..., None], spoken, embeds)
     embeds = embeds * inside[..., None].to(embeds.dtype)
     if labels is not None:
-        labels = labels.gather(1, source).masked_fill(from_audio | ~inside, -100)
+        unpredicted = from_audio | (position <= 0) | ~inside  # nothing stands before a row's first position
+        labels = labels.gather(1, source).masked_fill(unpredicted, -100)
     return Spliced(
         inputs_embeds=embeds,
         attention_mask=inside.to(attention_mask.dtype),
