@@ -111,7 +111,7 @@ def stage_state_dict(model_id: str, config, merge: bool, with_llm: bool, **hub_a
             tensors["ctc_head.weight"] = rows
     if config.lora is not None:
         lora = pop_lora(tensors)
-        if merge:
+        if merge and with_llm:
             merge_lora(tensors, lora, config.lora)
     return tensors
 
