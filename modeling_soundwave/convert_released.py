@@ -90,7 +90,8 @@ def convert(src: str | Path, out: str | Path, audio_tower: str | Path | None = N
         tensors, origin = rename(read_tensors(find_shards(src)))
         if not any(name.startswith("audio_tower.") for name in tensors):
             # The published class keeps the encoder outside its own weights.
-            encoder = read_tensors(find_shards(tower, subfolder=subfolder), lambda k: "decoder" not in k and "proj_out" not in k)
+            shards = find_shards(tower, subfolder=subfolder)
+            encoder = read_tensors(shards, lambda name: "decoder" not in name and "proj_out" not in name)
             tensors |= encoder_state_dict(encoder)
     except WeightsError as error:
         raise ConversionError(str(error)) from error
@@ -103,7 +104,7 @@ def convert(src: str | Path, out: str | Path, audio_tower: str | Path | None = N
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     if tokenizer is not None:
-        _processor(tokenizer, audio_config, tower, subfolder, placeholder).save_pretrained(out)
+        _processor(tokenizer, audio_config, placeholder).save_pretrained(out)
     return out
 
 
@@ -133,7 +134,9 @@ def rename(released: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], 
 def _released_config(src: str) -> dict:
     """The released configuration as it is in the file."""
     if not os.path.isdir(src) and (src.count("/") != 1 or src.startswith((".", "/", "~"))):
-        raise ConversionError(f"{src} is not a folder; give a folder or a Hub id (owner/name) of the published checkpoint")
+        raise ConversionError(
+            f"{src} is not a folder; give that of the published checkpoint, or its Hub id (owner/name)"
+        )
     path = cached_file(src, "config.json", _raise_exceptions_for_missing_entries=False)
     if path is None:
         raise ConversionError(f"{src} holds no config.json; give the folder or Hub id of the published checkpoint")
@@ -141,8 +144,8 @@ def _released_config(src: str) -> dict:
     lacking = [key for key in ("adapter_size", "audio_tower", "hidden_size", "vocab_size") if key not in config]
     if lacking:
         raise ConversionError(
-            f"{src} is no checkpoint in the released layout: model_type is {config.get('model_type')!r}, and config.json "
-            f"lacks {', '.join(lacking)}. A checkpoint of this package needs no conversion"
+            f"{src} is no checkpoint in the released layout: model_type is {config.get('model_type')!r}, and "
+            f"config.json lacks {', '.join(lacking)}. A checkpoint of this package needs no conversion"
         )
     return config
 
@@ -172,16 +175,28 @@ def _placeholder_id(released: dict, tokenizer, src: str) -> int:
     stated = released.get("audio_patch_token")
     known = tokenizer.get_vocab().get(PLACEHOLDER) if tokenizer is not None else None
     if stated is None and known is None:
-        raise ConversionError(f"{src} names no audio placeholder: config.json has no audio_patch_token, and no tokenizer knows {PLACEHOLDER}")
+        raise ConversionError(
+            f"{src} names no audio placeholder: config.json has no audio_patch_token, and no tokenizer knows "
+            f"{PLACEHOLDER}; add the first"
+        )
     if stated is not None and known is not None and stated != known:
-        raise ConversionError(f"{src}: audio_patch_token is {stated} in config.json, but {known} in the tokenizer ({PLACEHOLDER}); correct one of them")
+        raise ConversionError(
+            f"{src}: audio_patch_token is {stated} in config.json, but {PLACEHOLDER} is {known} in the tokenizer; "
+            "correct one of them"
+        )
     return stated if stated is not None else known
 
 
-def _assemble(released: dict, audio_config, placeholder: int, tensors: dict, origin: dict) -> SoundwaveForConditionalGeneration:
+def _assemble(
+    released: dict, audio_config, placeholder: int, tensors: dict, origin: dict
+) -> SoundwaveForConditionalGeneration:
     """The model around the tensors of the source, which stay memory-mapped: nothing is held twice."""
-    known = {*LlamaConfig().to_dict(), "rope_theta", "rope_scaling"} - {"architectures", "model_type", "transformers_version", "dtype"}
-    text_config = LlamaConfig(**{key: value for key, value in released.items() if key in known})
+    known = {*LlamaConfig().to_dict(), "rope_theta", "rope_scaling"} - {
+        "architectures",
+        "transformers_version",
+        "dtype",
+    }
+    text_config = LlamaConfig(**{key: value for key, value in released.items() if key in known - {"model_type"}})
     if "language_model.model.embed_tokens.weight" not in tensors:
         raise ConversionError("missing tensor model.embed_tokens.weight (language_model.model.embed_tokens.weight)")
     embeddings = tensors["language_model.model.embed_tokens.weight"]
@@ -219,9 +234,9 @@ def check(expected: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], o
     complaints = [f"missing tensor {released_name(name)} ({name})" for name in expected if name not in tensors]
     complaints += [f"surplus tensor {origin.get(name, name)}" for name in tensors if name not in expected]
     complaints += [
-        f"tensor {origin.get(name, name)} is {list(tensors[name].shape)}, expected {list(expected[name].shape)} for {name}"
-        for name in tensors
-        if name in expected and tensors[name].shape != expected[name].shape
+        f"tensor {origin.get(name, name)} is {list(tensor.shape)}, expected {list(expected[name].shape)} for {name}"
+        for name, tensor in tensors.items()
+        if name in expected and tensor.shape != expected[name].shape
     ]
     if complaints:
         raise ConversionError("the weights do not fit the configuration: " + "; ".join(complaints))
@@ -237,16 +252,17 @@ def released_name(name: str) -> str:
     return theirs + name.removeprefix(ours)
 
 
-def _processor(tokenizer, audio_config, tower: str, subfolder: str, placeholder: int):
+def _processor(tokenizer, audio_config, placeholder: int):
     """A processor that builds the released prompt."""
     # Imported here: a model is converted without its processor when the source has no tokenizer.
     from soundwave.processing import SoundwaveProcessor
 
-    arguments = {"subfolder": subfolder} if subfolder else {}
-    if cached_file(tower, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False, **arguments) is None:
-        extractor = WhisperFeatureExtractor(feature_size=audio_config.num_mel_bins)
-    else:
-        extractor = WhisperFeatureExtractor.from_pretrained(tower, **arguments)
+    # 50 encoder positions per second; everything else of Whisper's front end is the same for all of its sizes.
+    extractor = WhisperFeatureExtractor(
+        feature_size=audio_config.num_mel_bins,
+        chunk_length=audio_config.max_source_positions // 50,
+        return_attention_mask=True,
+    )
     return SoundwaveProcessor(
         extractor,
         tokenizer,
@@ -259,13 +275,18 @@ def _processor(tokenizer, audio_config, tower: str, subfolder: str, placeholder:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`soundwave convert`: convert and say what was written."""
-    parser = argparse.ArgumentParser(prog="soundwave convert", description="Convert the published release into this package's format.")
+    about = "Convert the published release into this package's format."
+    parser = argparse.ArgumentParser(prog="soundwave convert", description=about)
     parser.add_argument("src", metavar="SRC", help="folder or Hub id of the published checkpoint")
     parser.add_argument("out", metavar="OUT", help="folder to write")
-    parser.add_argument("--audio-tower", metavar="ID", help="folder or Hub id of the Whisper encoder (default: what SRC's configuration names)")
+    tower_help = "folder or Hub id of the Whisper encoder (default: what SRC's configuration names)"
+    parser.add_argument("--audio-tower", metavar="ID", help=tower_help)
     arguments = parser.parse_args(argv)
     out = convert(arguments.src, arguments.out, arguments.audio_tower)
     print(f"{out}: model written.")  # noqa: T201
     if not (out / "processor_config.json").is_file():
-        print(f"{arguments.src} has no tokenizer, so no processor was written: the model takes ids and log-mels only.")  # noqa: T201
+        reason = (
+            f"{arguments.src} has no tokenizer, so no processor was written: the model takes ids and log-mels only."
+        )
+        print(reason)  # noqa: T201
     return 0

@@ -191,11 +191,12 @@ class SoundwaveLoadingMixin:
         if pretrained_model_name_or_path is None or "state_dict" in kwargs:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         path = str(pretrained_model_name_or_path)
-        hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-        if config is None:
-            config, kwargs = cls.config_class.from_pretrained(
-                path, return_unused_kwargs=True, **hub_arguments, **kwargs
-            )
+        hub_arguments = {name: kwargs.pop(name, None) for name in HUB_ARGUMENTS}
+        hub_arguments = {name: value for name, value in hub_arguments.items() if value is not None}
+        if config is None:  # settings of the model go into the configuration; the loader's own stay loader arguments
+            names = set(cls.config_class.__dataclass_fields__) - {"dtype"}
+            fields = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
+            config = cls.config_class.from_pretrained(path, **hub_arguments, **fields)
         config = copy.deepcopy(config)
         if cls._holds_llm and config.architectures == ["SoundwaveForCTC"]:
             raise WeightsError(
@@ -248,13 +249,16 @@ class SoundwaveLoadingMixin:
         super().save_pretrained(save_directory, state_dict=tensors, **kwargs)
 
     @classmethod
-    def from_components(cls, audio_model: str, text_model: str, audio_token_id: int | None = None, **fields):
-        """A new model over a pretrained encoder and LLM; adapters start as `init_from_embeddings` says.
+    def from_components(
+        cls, audio_model: str, text_model: str, audio_token_id: int | None = None, dtype="auto", **fields
+    ):
+        """A new model over a pretrained encoder and LLM; adapters (fp32) start as `init_from_embeddings` says.
 
         Args:
             audio_model: folder or Hub id of a Whisper checkpoint.
             text_model: folder or Hub id of a causal LLM. A model without LLM reads its embedding rows only.
             audio_token_id: the processor's ``audio_token_id``.
+            dtype: of encoder and LLM; ``"auto"`` = as they were saved.
             **fields: fields of `SoundwaveConfig`.
         """
         audio_config, text_config = AutoConfig.from_pretrained(audio_model), AutoConfig.from_pretrained(text_model)
@@ -265,13 +269,14 @@ class SoundwaveLoadingMixin:
         pin_component(config, "text", text_model, text_config)
         parts = {}
         if cls._holds_llm:
-            parts["language_model"] = AutoModelForCausalLM.from_pretrained(text_model, dtype="auto")
+            parts["language_model"] = AutoModelForCausalLM.from_pretrained(text_model, dtype=dtype)
         model = cls(config, **parts)
         shards = find_shards(audio_model, revision=config.audio_model_revision)
         encoder = encoder_state_dict(
             read_tensors(shards, lambda name: "decoder" not in name and "proj_out" not in name)
         )
         model.audio_tower.load_state_dict({k.removeprefix("audio_tower."): v for k, v in encoder.items()})
+        model.audio_tower.to(next(iter(encoder.values())).dtype if dtype == "auto" else dtype)
         if cls._holds_llm:
             model.init_from_embeddings()
         else:
@@ -280,17 +285,21 @@ class SoundwaveLoadingMixin:
         return model.eval()
 
     @classmethod
-    def from_ctc(cls, ctc_model: str, text_model: str | None = None, **fields):
-        """Stage II's start: a stage I repository, its LLM, and a new shrinking adapter.
+    def from_ctc(
+        cls, ctc_model: str, text_model: str | None = None, dtype="auto", revision: str | None = None, **fields
+    ):
+        """Stage II's start: a stage I repository, its LLM, and a new shrinking adapter (fp32).
 
         Args:
             ctc_model: folder or Hub id of a `SoundwaveForCTC`.
             text_model: folder or Hub id of the LLM; ``None`` = the one that stage I was aligned to.
+            dtype: of encoder and LLM; ``"auto"`` = as they were saved.
+            revision: of the stage I repository.
             **fields: fields of `SoundwaveConfig` to change.
         """
         from .speech_soundwave import SoundwaveForCTC
 
-        aligned = SoundwaveForCTC.from_pretrained(ctc_model)
+        aligned = SoundwaveForCTC.from_pretrained(ctc_model, dtype=dtype, revision=revision)
         config = copy.deepcopy(aligned.config)
         for name, value in fields.items():
             setattr(config, name, value)
@@ -299,8 +308,8 @@ class SoundwaveLoadingMixin:
             raise WeightsError(
                 f"{ctc_model} names no LLM on the Hub; give text_model, the folder stage I was aligned to."
             )
-        revision = config.text_model_revision if text_model is None else None
-        language_model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype="auto")
+        pinned = config.text_model_revision if text_model is None else None
+        language_model = AutoModelForCausalLM.from_pretrained(source, revision=pinned, dtype=dtype)
         if language_model.config.hidden_size != config.text_config.hidden_size:
             raise WeightsError(
                 f"{source} has width {language_model.config.hidden_size}, but {ctc_model} was aligned to width "
