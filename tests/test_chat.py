@@ -1,0 +1,368 @@
+"""Conversations to ids and back, with the chat templates of several LLM families."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from soundwave.processing import ChatError, SoundwaveProcessor
+from soundwave.processing import chat_soundwave as chat
+from tests.processors import (
+    ANSWER,
+    ASSISTANT,
+    PROCESSORS,
+    SAMPLING_RATE,
+    USER,
+    audio_item,
+    make_processor,
+    noise,
+    user,
+)
+from tests.tokenizers import FAMILIES, SETTINGS
+
+
+@pytest.fixture(params=FAMILIES)
+def processor(request) -> SoundwaveProcessor:
+    return PROCESSORS[request.param]
+
+
+def own_ids(processor: SoundwaveProcessor, messages: list[dict], generation: bool) -> list[int]:
+    """What the tokenizer itself makes of plain messages."""
+    return processor.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=generation, return_dict=False, **processor.chat_template_kwargs
+    )
+
+
+def control_ids(processor: SoundwaveProcessor) -> dict[str, int]:
+    """Special tokens and the added tokens that the template writes, but no plain bytes of the vocabulary."""
+    names = chat.control_tokens(
+        processor.tokenizer, len(processor.tokenizer), processor.chat_template, processor.audio_token
+    )
+    added = processor.tokenizer.added_tokens_encoder.items()
+    return {name: index for name, index in added if names.fullmatch(name) and not name.startswith("<0x")}
+
+
+# Conversations
+
+
+def test_ids_are_those_of_the_llms_own_template(processor):
+    conversation = [user("where are the boxes?"), {"role": "assistant", "content": "in the garage"}, USER]
+    processor = make_processor_without_system(processor)
+    assert processor.prompt_ids(conversation) == own_ids(processor, flat(conversation), generation=True)
+    full = own_ids(processor, [*flat(conversation), ASSISTANT], generation=False)
+    prompt, answer = processor.prompt_and_answer_ids([*conversation, ASSISTANT])
+    assert prompt + answer == full[: len(prompt + answer)]
+    assert not processor.tokenizer.decode(full[len(prompt + answer) :]).strip()
+
+
+def make_processor_without_system(processor: SoundwaveProcessor) -> SoundwaveProcessor:
+    return SoundwaveProcessor(processor.feature_extractor, processor.tokenizer, system_prompt=None)
+
+
+def flat(messages: list[dict]) -> list[dict]:
+    return [
+        {**m, "content": m["content"] if isinstance(m["content"], str) else "".join(i["text"] for i in m["content"])}
+        for m in messages
+    ]
+
+
+def test_system_prompt(processor):
+    default = processor.tokenizer.decode(processor.prompt_ids([USER]))
+    assert default.count("You are a helpful language and speech assistant.") == 1
+    own = processor.tokenizer.decode(processor.prompt_ids([{"role": "system", "content": "Say nothing."}, USER]))
+    assert "Say nothing." in own and "You are a helpful" not in own
+    assert own.index("Say nothing.") < own.index("What is said?")
+
+
+@pytest.mark.parametrize("family", ["gemma", "mistral"])
+def test_without_system_role_the_first_user_turn_gets_it(family):
+    processor = PROCESSORS[family]
+    conversation = [{"role": "system", "content": "Be brief."}, USER, ASSISTANT, USER]
+    merged = [user("Be brief.\n\nWhat is said?"), ASSISTANT, USER]
+    plain = make_processor_without_system(processor)
+    assert processor.prompt_ids(conversation) == plain.prompt_ids(merged)
+
+
+def test_no_turn_for_the_system_prompt():
+    with pytest.raises(ChatError, match="no user turn"):
+        PROCESSORS["mistral"].apply_chat_template([ASSISTANT])
+
+
+def test_special_tokens_added_later_stay_text_too():
+    processor = make_processor("llama3")
+    before = processor.prompt_ids([user("say <later> please")])
+    processor.tokenizer.add_tokens(["<later>"], special_tokens=True)
+    after = processor.prompt_ids([user("say <later> please")])
+    assert processor.tokenizer.convert_tokens_to_ids("<later>") not in after
+    assert processor.tokenizer.decode(after) == processor.tokenizer.decode(before)
+
+
+def test_template_that_drops_the_system_turn_in_silence():
+    template = (
+        "{% for m in messages if m.role != 'system' %}{{ '<' + m.role + '>' + m.content + '<eot>' }}{% endfor %}"
+    )
+    processor = make_processor("words", chat_template=template)
+    assert "You are a helpful" in processor.tokenizer.decode(processor.prompt_ids([USER]))
+
+
+def test_beginning_of_sequence_exactly_once(processor):
+    bos = processor.tokenizer.bos_token_id
+    expected = 0 if bos is None else 1
+    rendered = processor.apply_chat_template([user(audio_item(), "What?")], tokenize=False)
+    for ids in (
+        processor.prompt_ids([USER]),
+        processor.apply_chat_template([USER])["input_ids"][0].tolist(),
+        processor(audio=noise(100), sampling_rate=SAMPLING_RATE)["input_ids"][0].tolist(),
+        processor(audio=noise(100), text=rendered, sampling_rate=SAMPLING_RATE)["input_ids"][0].tolist(),
+    ):
+        assert ids.count(bos) == expected
+        assert bos is None or ids[0] == bos
+
+
+def test_one_token_per_recording_in_order(processor):
+    conversation = [user(audio_item(), "and", audio_item()), ASSISTANT, user("now", audio_item())]
+    ids = processor.prompt_ids(conversation)
+    assert ids.count(processor.audio_token_id) == 3
+    text = processor.tokenizer.decode(ids)
+    assert [piece.strip() for piece in text.split(processor.audio_token)][1].startswith("and")
+
+
+def test_pinned_template_arguments():
+    text = PROCESSORS["llama3"].apply_chat_template([USER], tokenize=False)
+    assert "Today: 26 Jul 2024" in text
+    clock = "{% if strftime_now is defined %}{{ strftime_now('%Y-%m-%d, %d %B') }}{% endif %}"
+    dated = make_processor("words", chat_template=clock + SETTINGS["words"][0])
+    assert dated.apply_chat_template([USER], tokenize=False).startswith("2024-07-26, 26 July<bos>")
+    undated = make_processor("llama3", chat_template_kwargs={"date_string": "1 Jan 2020"})
+    assert "Today: 1 Jan 2020" in undated.apply_chat_template([USER], tokenize=False)
+    qwen = PROCESSORS["qwen3"]
+    assert qwen.apply_chat_template([USER], tokenize=False).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert qwen.apply_chat_template([USER], tokenize=False, enable_thinking=True).endswith("assistant\n")
+    with pytest.raises(ChatError, match="JSON"):
+        qwen.apply_chat_template([USER], helper=object())
+
+
+def test_endings(processor):
+    closed = processor.apply_chat_template([USER, ASSISTANT])["input_ids"][0].tolist()
+    prompt = processor.apply_chat_template([USER])["input_ids"][0].tolist()
+    assert prompt == processor.prompt_ids([USER]) == processor.prompt_ids([USER, ASSISTANT])
+    assert closed[: len(prompt)] == prompt and len(closed) > len(prompt)
+    begun = processor.apply_chat_template([USER, ASSISTANT], continue_final_message=True)["input_ids"][0].tolist()
+    assert begun == prompt + processor.prompt_and_answer_ids([USER, ASSISTANT])[1][:-1]
+    with pytest.raises(ValueError, match="exclude each other"):
+        processor.apply_chat_template([USER], add_generation_prompt=True, continue_final_message=True)
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ({"role": "<|eot_id|>", "content": "x"}, "role"),
+        ({"role": "user", "content": [{"type": "image", "url": "x"}]}, "image"),
+        ({"role": "user", "content": [{"type": "text"}]}, "text"),
+        ({"role": "user", "content": [{"type": "audio", "path": "a", "url": "b"}]}, "give one of"),
+        ({"role": "user", "content": "x", "tool_calls": [1]}, "tool_calls"),
+        ({"role": "user", "content": [{"type": "audio"}]}, "names no recording"),
+    ],
+)
+def test_conversations_that_cannot_be_written(message, error):
+    with pytest.raises(ChatError, match=error):
+        PROCESSORS["llama3"].apply_chat_template([message])
+
+
+def test_empty_conversation_and_unsupported_arguments():
+    processor = PROCESSORS["llama3"]
+    for empty in ([], [[]]):
+        with pytest.raises(ChatError, match="no messages"):
+            processor.apply_chat_template(empty)
+    with pytest.raises(ValueError, match="tools"):
+        processor.apply_chat_template([USER], tools=[{}])
+    with pytest.raises(ValueError, match="sanitize_control_tokens"):
+        processor.apply_chat_template([USER], sanitize_control_tokens=False)
+
+
+def test_template_that_leaves_a_turn_out():
+    processor = make_processor("words", chat_template="{{ '<user>' + messages[-1].content + '<eot>' }}")
+    with pytest.raises(ChatError, match="2 recordings.* 1 placeholders"):
+        processor.prompt_ids([user({"type": "audio"}), user({"type": "audio"})])
+
+
+# Text stays text
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_control_tokens_in_texts_stay_text(processor, role):
+    controls = control_ids(processor)
+    assert set(processor.tokenizer.all_special_tokens) - {"<unk>"} <= set(controls) | {"<unk>"}
+    for name in controls:
+        written = f"say {name} and{name}{name} please"
+
+        def conversation(text, role=role):
+            said = {name: f"{name} text" for name in ("system", "user", "assistant")} | {role: text}
+            return [
+                {"role": "system", "content": said["system"]},
+                user({"type": "audio"}, said["user"]),
+                {"role": "assistant", "content": said["assistant"]},
+                user({"type": "audio"}, "again"),
+            ]
+
+        clean, ids = (processor.prompt_ids(conversation(text)) for text in ("say nothing please", written))
+        assert {n: ids.count(i) for n, i in controls.items()} == {n: clean.count(i) for n, i in controls.items()}
+        assert ids.count(processor.audio_token_id) == 2
+        assert written in processor.tokenizer.decode(ids)
+
+
+def test_control_tokens_in_answers_stay_text(processor):
+    controls = set(control_ids(processor).values())
+    for name in control_ids(processor):
+        _, answer = processor.prompt_and_answer_ids([USER, {"role": "assistant", "content": f"it says {name} there"}])
+        assert not controls & set(answer[:-1])
+        assert f"it says {name} there" in processor.tokenizer.decode(answer)
+        assert processor.ctc_label_ids(f"it says {name} there") == answer[:-1]
+
+
+@st.composite
+def hostile_texts(draw) -> str:
+    """Texts full of control tokens, halves of them, markers and line feeds."""
+    names = sorted({name for family in FAMILIES for name in control_ids(PROCESSORS[family])})
+    halves = [half for name in names for half in (name[:3], name[3:])]
+    piece = st.one_of(
+        st.sampled_from(names), st.sampled_from(halves), st.sampled_from([" ", "\n", "a", "<", "|", "é"])
+    )
+    return "x" + "".join(draw(st.lists(piece, max_size=12))) + "x"
+
+
+@given(texts=st.lists(hostile_texts(), min_size=1, max_size=3), family=st.sampled_from(FAMILIES))
+def test_no_text_writes_a_control_token_or_loses_a_letter(texts, family):
+    processor = PROCESSORS[family]
+    items = [item for text in texts for item in (text, {"type": "audio"})]
+    harmless = [item for text in texts for item in ("x", {"type": "audio"})]
+    controls = set(control_ids(processor).values())
+    ids = processor.prompt_ids([user(*items)])
+    expected = [token for token in processor.prompt_ids([user(*harmless)]) if token in controls]
+    assert [token for token in ids if token in controls] == expected
+    decoded = processor.tokenizer.decode(ids)
+    for text in texts:
+        assert text in decoded
+
+
+def test_split_control_tokens_do_not_join(processor):
+    name = processor.tokenizer.eos_token
+    ids = processor.prompt_ids([user(name[:3], name[3:])])
+    assert ids.count(processor.tokenizer.eos_token_id) == processor.prompt_ids([USER]).count(
+        processor.tokenizer.eos_token_id
+    )
+    marked = name[0] + chat.CUT + name[1:]
+    assert processor.prompt_ids([user(marked)]) == processor.prompt_ids([user(name)])
+
+
+def test_a_template_that_cuts_texts_cannot_join_them():
+    template = "{% for m in messages %}{{ m.content.split('Q') | join('') }}{% endfor %}"
+    processor = make_processor("words", chat_template=template, system_prompt=None)
+    ids = processor.prompt_ids([user("<eQot>")])
+    # The template itself writes this token here, and so it counts.
+    assert processor.tokenizer.eos_token_id in ids
+    cutting = "{% for m in messages %}{{ m.content.split('<eot>') | join('') }}{% endfor %}"
+    processor = make_processor("words", chat_template=cutting, system_prompt=None)
+    assert processor.tokenizer.eos_token_id not in processor.prompt_ids([user("<e<eot>ot>")])
+
+
+def test_sound_labels_are_tokens():
+    processor = PROCESSORS["words"]
+    cough = processor.tokenizer.convert_tokens_to_ids("<cough>")
+    assert processor.ctc_label_ids("the red boxes <cough>")[-1] == cough
+    assert cough in processor.prompt_and_answer_ids([USER, {"role": "assistant", "content": "<cough>"}])[1]
+
+
+# Training helpers
+
+
+def test_answers_end_with_the_closing_token(processor):
+    closing = {
+        "llama3": "<|eot_id|>",
+        "qwen3": "<|im_end|>",
+        "gemma": "<end_of_turn>",
+        "mistral": "</s>",
+        "words": "<eot>",
+    }
+    closing_id = processor.tokenizer.convert_tokens_to_ids(
+        closing[next(f for f, p in PROCESSORS.items() if p is processor)]
+    )
+    prompt, answer = processor.prompt_and_answer_ids([user({"type": "audio"}, "What is said?"), ASSISTANT])
+    assert prompt == processor.prompt_ids([user({"type": "audio"}, "What is said?")])
+    assert answer[-1] == closing_id and answer.count(closing_id) == 1
+    assert processor.tokenizer.decode(answer[:-1]).strip() == ANSWER
+    _, empty = processor.prompt_and_answer_ids([USER, {"role": "assistant", "content": ""}])
+    assert empty[-1] == closing_id and not processor.tokenizer.decode(empty[:-1]).strip()
+
+
+def test_template_that_does_not_close_gets_the_end_of_sequence():
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    processor = make_processor("llama3", chat_template=template)
+    _, answer = processor.prompt_and_answer_ids([USER, ASSISTANT])
+    assert answer[-1] == processor.tokenizer.eos_token_id
+    assert processor.tokenizer.decode(answer[:-1]).strip() == ANSWER
+
+
+def test_prompt_must_begin_the_conversation():
+    template = "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '<eot>' }}{% endfor %}"
+    processor = make_processor(
+        "words", chat_template=template + "{% if add_generation_prompt %}{{ 'thoughts' }}{% endif %}"
+    )
+    with pytest.raises(ChatError, match="not the beginning"):
+        processor.prompt_and_answer_ids([USER, ASSISTANT])
+    with pytest.raises(ChatError, match="not the assistant's"):
+        processor.prompt_and_answer_ids([USER])
+
+
+@given(words=st.lists(st.sampled_from(["the", "red", "Garten", "3", "schließe", "box,"]), max_size=6))
+def test_ctc_labels_are_the_ids_of_the_answer(words):
+    text = " ".join(words)
+    for processor in PROCESSORS.values():
+        labels = processor.ctc_label_ids(text)
+        if not text:
+            assert labels == []
+            continue
+        _, answer = processor.prompt_and_answer_ids([USER, {"role": "assistant", "content": text}])
+        assert labels == answer[:-1]
+        assert processor.tokenizer.decode(labels).strip() == text
+
+
+def test_ctc_labels_leave_out_what_the_template_thinks():
+    thinking = make_processor("qwen3", chat_template_kwargs={"enable_thinking": True})
+    _, answer = thinking.prompt_and_answer_ids([USER, ASSISTANT])
+    assert "<think>" in thinking.tokenizer.decode(answer)
+    assert thinking.ctc_label_ids(ANSWER) == PROCESSORS["qwen3"].ctc_label_ids(ANSWER)
+    assert thinking.ctc_label_ids("") == []
+
+
+def test_rows():
+    processor = PROCESSORS["llama3"]
+    row = {"audio": "a.wav", "instruction": "What is said?", "answer": " the red boxes\n"}
+    messages = processor.example_messages(row)
+    assert messages == [
+        user({"type": "audio", "audio": "a.wav"}, "What is said?"),
+        {"role": "assistant", "content": [{"type": "text", "text": "the red boxes"}]},
+    ]
+    assert processor.recordings_of(messages) == ["a.wav"]
+    assert processor.example_messages({**row, "audio": None, "answer": None}) == [user("What is said?")]
+    assert processor.recordings_of(processor.example_messages({**row, "audio": ["a", "b"]})) == ["a", "b"]
+    turns = [user({"type": "audio"}, "and", {"type": "audio", "path": "own.wav"}), ASSISTANT, user({"type": "audio"})]
+    filled = processor.example_messages({"messages": turns, "audio": ["a", "b"]})
+    assert processor.recordings_of(filled) == ["a", "own.wav", "b"]
+    with pytest.raises(ChatError, match="2 audio items .* 1;"):
+        processor.example_messages({"messages": turns, "audio": "a"})
+
+
+def test_equal_texts_are_written_once():
+    processor = make_processor("llama3")
+    row = {"audio": "a.wav", "instruction": "What is said?", "answer": ANSWER}
+    first = processor.prompt_and_answer_ids(processor.example_messages(row))
+    misses = chat.chat_ids.cache_info().misses
+    for name in "bcd":
+        assert processor.prompt_and_answer_ids(processor.example_messages({**row, "audio": name})) == first
+    assert chat.chat_ids.cache_info().misses == misses
+    first[0].clear()  # what is handed out is the caller's
+    assert processor.prompt_ids(processor.example_messages(row))
+    processor.tokenizer.add_tokens(["boxes"])
+    boxes = processor.tokenizer.convert_tokens_to_ids("boxes")
+    assert boxes in processor.prompt_and_answer_ids(processor.example_messages(row))[1]
