@@ -1,0 +1,1 @@
+"""The `soundwave` command and what it runs for users: transcribe, ask, quickstart."""

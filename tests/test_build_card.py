@@ -1,0 +1,236 @@
+"""The card: rendered from a run's files, executable, and unable to print a figure that was not measured."""
+
+import json
+import re
+
+import pytest
+import soundfile
+import yaml
+from huggingface_hub import ModelCard
+from jinja2 import UndefinedError
+
+from soundwave.eval.evaluate import evaluate_ctc, evaluate_rows
+from soundwave.eval.results import ANSWERS_FILE, RESULTS_FILE, read_results
+from soundwave.model_card import build_card as card_module
+from soundwave.model_card.build_card import CardFacts, build_card, check_name, data_summary, llama_version, main
+from soundwave.model_card.figures import CardError, Figures
+from soundwave.training.stages import StageConfig
+from tests.conftest import SAMPLING_RATE, tone
+
+FACTS = CardFacts(
+    speech="Synthesized tones, nobody speaks.",
+    data=[{"name": "tones", "task": "asr", "rows": 3, "hours": 0.01, "licence": "CC0-1.0"}],
+    languages=["en", "de"],
+    limits=["It knows tones only."],
+    encoder="a random encoder",
+    llm="a random LLM",
+)
+
+
+def rows_in(folder):
+    rows = []
+    for i, seconds in enumerate((0.5, 0.8, 1.1)):
+        path = folder / f"{i}.wav"
+        soundfile.write(path, tone(seconds, 300 + 100 * i), SAMPLING_RATE)
+        rows.append(
+            {
+                "id": str(i),
+                "audio": str(path),
+                "task": "asr",
+                "instruction": "Transcribe the speech.",
+                "answer": "one two three",
+                "transcript": "one two three",
+                "duration_s": seconds,
+            }
+        )
+    return rows
+
+
+@pytest.fixture
+def instruct_run(tiny_model, processor, tmp_path):
+    run = tmp_path / "soundwave-tones-instruct"
+    tiny_model.save_pretrained(run)
+    processor.save_pretrained(run)
+    settings = StageConfig.for_stage(
+        "instruct", start="someone/soundwave-tones-shrink", start_revision="abc123", steps=7
+    )
+    settings.save(run / "stage_config.yaml")
+    FACTS.save(run)
+    evaluate_rows(
+        tiny_model,
+        processor,
+        rows_in(tmp_path),
+        "asr",
+        name="asr_seen",
+        output_dir=run,
+        max_new_tokens=3,
+        progress=False,
+    )
+    return run
+
+
+@pytest.fixture
+def align_run(tiny_ctc, processor, tmp_path):
+    run = tmp_path / "soundwave-tones-align"
+    tiny_ctc.save_pretrained(run)
+    processor.save_pretrained(run)
+    StageConfig.for_stage("align", steps=5).save(run / "stage_config.yaml")
+    return run
+
+
+def test_figures_come_from_the_results(instruct_run):
+    (entry,) = read_results(instruct_run)
+    card = ModelCard(build_card(instruct_run))
+    shown = f"{100 * entry['value']:.1f}%"
+    assert f"| asr_seen | Speech recognition | word error rate | {shown} |" in card.text
+    low, high = entry["interval"]
+    assert f"{100 * low:.1f}% to {100 * high:.1f}%" in card.text
+    assert "greedy, max new tokens 3, batch size 50, normaliser none: asr_seen" in card.text
+    result = card.data.eval_results[0]
+    assert (result.metric_type, result.metric_value) == ("wer", round(100 * entry["value"], 2))
+    assert result.dataset_revision == entry["dataset"]["revision"]
+
+
+def test_metadata_is_what_the_hub_takes(instruct_run):
+    data = yaml.safe_load(build_card(instruct_run, "someone/tones").split("---")[1])
+    assert data["pipeline_tag"] == "audio-text-to-text"
+    assert data["library_name"] == "transformers"
+    assert data["license"] == "apache-2.0"
+    assert data["base_model"] == ["someone/soundwave-tones-shrink"]
+    assert data["language"] == ["en", "de"]
+    assert data["model-index"][0]["name"] == "tones"
+    assert "stage-iii" in data["tags"]
+
+
+def test_lineage_data_and_limits(instruct_run):
+    text = build_card(instruct_run)
+    assert "## Stage III: instruction" in text
+    assert "the result of stage II, [someone/soundwave-tones-shrink]" in text and "at `abc123`" in text
+    assert "| steps | 7 |" in text and "| learning rate, peak | 3e-05 |" in text
+    assert "| tones | asr | 3 | 0.01 | CC0-1.0 |" in text
+    assert "Synthesized tones, nobody speaks." in text and "It knows tones only." in text
+    assert "| LLM | a random LLM | as this repository |" in text
+    assert "\n\n\n" not in text and "{{" not in text
+    assert str(instruct_run.parent) not in text
+
+
+@pytest.mark.parametrize("stage", ["instruct", "align"])
+def test_the_snippet_runs(stage, request, capsys):
+    run = request.getfixturevalue(f"{stage}_run")
+    wav = run.parent / "recording.wav"
+    soundfile.write(wav, tone(0.7), SAMPLING_RATE)
+    (snippet,) = re.findall(r"```python\n(.*?)```", build_card(run), re.DOTALL)
+    assert f'"{run.name}"' in snippet
+    snippet = snippet.replace(f'"{run.name}"', repr(str(run))).replace('"recording.wav"', repr(str(wav)))
+    exec(compile(snippet, "snippet", "exec"), {})
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_a_stage_without_evaluation_says_so(align_run):
+    text = build_card(align_run)
+    assert "This stage has not been evaluated." in text
+    assert "%" not in text.split("---", 2)[2]
+    assert "model-index" not in text
+    assert yaml.safe_load(text.split("---")[1])["pipeline_tag"] == "automatic-speech-recognition"
+
+
+def test_stage_one_with_ctc_figures(align_run, tiny_ctc, processor):
+    evaluate_ctc(tiny_ctc, processor, rows_in(align_run.parent), name="ctc_seen", output_dir=align_run, progress=False)
+    text = build_card(align_run)
+    assert "greedy CTC, batch size 50, normaliser none: ctc_seen" in text
+    assert "takes no instruction" in text
+
+
+def test_an_edited_result_is_refused(instruct_run):
+    path = instruct_run / RESULTS_FILE
+    content = json.loads(path.read_text())
+    content["results"][0]["value"] /= 2
+    path.write_text(json.dumps(content))
+    with pytest.raises(CardError, match="asr_seen: value is .* but the answers give"):
+        build_card(instruct_run)
+
+
+def test_results_without_their_answers_are_refused(instruct_run):
+    (instruct_run / ANSWERS_FILE).unlink()
+    with pytest.raises(CardError, match="holds no answer"):
+        build_card(instruct_run)
+
+
+def test_a_figure_that_was_not_measured_is_refused(instruct_run):
+    figures = Figures(instruct_run)
+    with pytest.raises(CardError, match=r"'st_seen'.*evaluated are: asr_seen"):
+        figures.value("st_seen")
+    with pytest.raises(CardError, match="sound_accuracy of 'asr_seen'"):
+        figures.value("asr_seen", "sound_accuracy")
+
+
+@pytest.mark.parametrize(
+    "claim", ["Only 1.3% of words are wrong.", "It is 99 % right.", "It errs in 2 percent of cases."]
+)
+def test_a_figure_in_prose_is_refused(instruct_run, claim):
+    FACTS.__class__(speech=claim).save(instruct_run)
+    with pytest.raises(CardError, match="not found in results.json"):
+        build_card(instruct_run)
+
+
+def test_a_template_that_asks_for_more_is_refused(instruct_run, monkeypatch):
+    template = card_module._template().environment.from_string("{{ figures.value('st') }} {{ undefined_name }}")
+    monkeypatch.setattr(card_module, "_template", lambda: template)
+    with pytest.raises((CardError, UndefinedError)):
+        build_card(instruct_run)
+
+
+def test_unknown_facts_are_refused(instruct_run):
+    (instruct_run / "card.yaml").write_text("speach: none\n")
+    with pytest.raises(CardError, match="card.yaml holds speach; the fields are speech"):
+        build_card(instruct_run)
+
+
+def test_llama_names(instruct_run):
+    path = instruct_run / "config.json"
+    config = json.loads(path.read_text())
+    config |= {
+        "text_model_id": "meta-llama/Llama-3.1-8B-Instruct",
+        "text_model_revision": "0e9e39f249a16976918f6564b8830bc894c89659",
+        "audio_model_id": "openai/whisper-large-v3",
+        "audio_model_revision": "06f233fe06e710322aca913c1bc4249a0d71fce1",
+    }
+    path.write_text(json.dumps(config))
+    with pytest.raises(CardError, match="call it 'Llama-soundwave-tones-instruct'"):
+        build_card(instruct_run)
+    text = build_card(instruct_run, "someone/Llama-soundwave")
+    assert "**Built with Llama.**" in text
+    data = yaml.safe_load(text.split("---")[1])
+    assert data["license"] == "llama3.1"
+    assert data["base_model"][1:] == ["openai/whisper-large-v3", "meta-llama/Llama-3.1-8B-Instruct"]
+    assert "Llama 3.1 Community License" in text and "Apache-2.0" in text
+
+
+def test_llama_is_known_by_its_vocabulary_too():
+    text = {"model_type": "llama", "vocab_size": 128256}
+    assert llama_version({"text_model_id": None, "text_config": text}) == "3.1"
+    assert llama_version({"text_model_id": "meta-llama/Llama-3.2-1B", "text_config": text}) == "3.2"
+    assert llama_version({"text_model_id": "Qwen/Qwen3-8B", "text_config": {"model_type": "qwen3"}}) is None
+    check_name("anything", None)
+
+
+def test_data_summary_counts_rows_and_hours():
+    rows = [
+        {"source": "voices", "task": "asr", "duration_s": 1800.0},
+        {"source": "voices", "task": "asr", "duration_s": 1800.0},
+        {"source": "text", "task": "text_qa", "duration_s": None},
+    ]
+    assert data_summary(rows, {"voices": "CC0-1.0"}) == [
+        {"name": "text", "task": "text_qa", "rows": 1, "hours": 0.0, "licence": "not stated"},
+        {"name": "voices", "task": "asr", "rows": 2, "hours": 1.0, "licence": "CC0-1.0"},
+    ]
+
+
+def test_command(instruct_run, capsys):
+    assert main([str(instruct_run)]) == 0
+    assert (instruct_run / "README.md").read_text() == build_card(instruct_run)
+    assert main([str(instruct_run / "nothing")]) == 1
+    assert "config.json" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
