@@ -38,6 +38,7 @@ REQUIRED = [
     "numpy>=2.0",
     "pyyaml>=6.0",
     "soundfile>=0.13",
+    "tqdm>=4.66",
 ]
 
 EVAL = ["jiwer>=4.0", "sacrebleu>=2.6"]

@@ -100,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("soundwave: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    # ImportError: an optional extra that a command needs; the message names it.
+    except (ValueError, OSError, ImportError) as error:
         if arguments.debug:
             traceback.print_exc()
         else:

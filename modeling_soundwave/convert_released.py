@@ -184,7 +184,7 @@ def _placeholder_id(released: dict, tokenizer, src: str) -> int:
             f"{src}: audio_patch_token is {stated} in config.json, but {PLACEHOLDER} is {known} in the tokenizer; "
             "correct one of them"
         )
-    return stated if stated is not None else known
+    return int(stated if stated is not None else known)
 
 
 def _assemble(

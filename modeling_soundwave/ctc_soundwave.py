@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+START_LENGTH = 2.0  # of a scoring row, for frames of length sqrt(D)
 FRAMES_PER_CHUNK = 1024  # frames whose V scores exist at once: 0.5 GB in fp32 at V = 128k
 
 
@@ -36,12 +37,22 @@ class CTCHead(nn.Module):
 
     @torch.no_grad()
     def init_from_embeddings(self, rows: torch.Tensor) -> None:
-        """Start from the LLM's embedding rows (V or restricted, D), as loud as length 2 on average; blank at 0."""
-        loudness = 2.0 / rows.float().norm(dim=-1).mean()
+        """Start from the LLM's embedding rows (V or restricted, D), at length 2: a tied head's on average, own rows each.
+
+        The blank starts in a random direction, as loud as the rows. At 0 it loses every early frame to the loudest rows,
+        and the head learns to stretch tokens over the silence instead of emitting peaks.
+        """
+        loud = START_LENGTH / rows.float().norm(dim=-1).mean()
+        length = START_LENGTH
         if self.tied:
-            self.log_scale.copy_(loudness.log())
+            self.log_scale.copy_(loud.log())
+            length = START_LENGTH / loud
         if self.weight is not None:
-            self.weight.copy_(rows.float() if self.tied else rows.float() * loudness)
+            own = nn.functional.normalize(rows.float(), dim=-1) * START_LENGTH
+            self.weight.copy_(rows.float() if self.tied else own)
+        if self.blank is not None:
+            nn.init.normal_(self.blank)
+            self.blank.mul_(length / self.blank.norm())
 
     def rows(self, embeddings: torch.Tensor | None) -> torch.Tensor:
         """The scoring rows (R, D): our own, or those of ``embeddings`` (V, D) that the head may emit."""

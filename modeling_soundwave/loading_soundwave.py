@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from .configuration_soundwave import SoundwaveConfig
 
@@ -162,11 +163,13 @@ def saved_state_dict(config, state_dict: dict[str, torch.Tensor]) -> dict[str, t
     return {saved_name(name): tensor for name, tensor in state_dict.items() if not pinned(name)}
 
 
-def pin_component(config: SoundwaveConfig, kind: str, model_id: str, component_config) -> None:
+def pin_component(config: SoundwaveConfig, kind: str, model_id: str) -> None:
     """Remember where a component comes from: Hub id and commit. A local folder has neither (no path gets saved)."""
     local = os.path.isdir(model_id)
     setattr(config, f"{kind}_model_id", None if local else model_id)
-    setattr(config, f"{kind}_model_revision", None if local else getattr(component_config, "_commit_hash", None))
+    # Configurations do not say which commit they are of; the folder that the cache keeps them in does.
+    commit = None if local else extract_commit_hash(cached_file(model_id, "config.json"), None)
+    setattr(config, f"{kind}_model_revision", commit)
 
 
 class SoundwaveLoadingMixin:
@@ -265,8 +268,8 @@ class SoundwaveLoadingMixin:
         config = SoundwaveConfig(
             audio_config=audio_config, text_config=text_config, audio_token_id=audio_token_id, **fields
         )
-        pin_component(config, "audio", audio_model, audio_config)
-        pin_component(config, "text", text_model, text_config)
+        pin_component(config, "audio", audio_model)
+        pin_component(config, "text", text_model)
         parts = {}
         if cls._holds_llm:
             parts["language_model"] = AutoModelForCausalLM.from_pretrained(text_model, dtype=dtype)
@@ -317,7 +320,7 @@ class SoundwaveLoadingMixin:
             )
         config.text_config = language_model.config
         if text_model is not None:
-            pin_component(config, "text", source, language_model.config)
+            pin_component(config, "text", source)
         model = cls(config, audio_tower=aligned.audio_tower, language_model=language_model)
         model.init_from_embeddings()
         model.alignment_adapter.load_state_dict(aligned.alignment_adapter.state_dict())

@@ -1,0 +1,158 @@
+"""The `soundwave` command: its help, its errors, and transcribe and ask on files of every kind."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from soundwave.apps import cli
+from tests.conftest import SAMPLING_RATE, tone
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("transcribe", "ask", "train", "evaluate", "card", "convert", "quickstart")
+
+
+def test_help_needs_no_libraries():
+    """Measured with the interpreter's own start; a second is ten times what it takes."""
+    code = "import sys\nfrom soundwave.apps.cli import main\ntry: main(['-h'])\nfinally: print('torch' in sys.modules)"
+    started = time.perf_counter()
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert time.perf_counter() - started < 1.0
+    assert result.stdout.splitlines()[-1] == "False"
+    for command in COMMANDS:
+        assert f"\n    {command}" in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: soundwave {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "required: COMMAND"),
+        (["trancribe", "a.wav"], "invalid choice"),
+        (["transcribe"], "required: FILE"),
+        (["transcribe", "a.wav", "--modle", "m"], "unrecognized arguments: --modle"),
+        (["transcribe", "a.wav", "--batch-size", "0"], "expected a number of at least 1, got 0"),
+    ],
+)
+def test_usage_errors(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_errors_take_one_line(tmp_path, capsys):
+    assert cli.main(["transcribe", "a.wav", "--model", str(tmp_path / "none")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("soundwave transcribe: ") and "none" in error
+
+
+@pytest.mark.parametrize("place", [0, None])
+def test_debug_shows_the_traceback(place, tmp_path, capsys):
+    """Before the command or after it."""
+    arguments = ["transcribe", "a.wav", "--model", str(tmp_path / "none")]
+    arguments.insert(len(arguments) if place is None else place, "--debug")
+    assert cli.main(arguments) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def model_folder(tiny_model, processor, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def write(path: Path, seconds: float, rate: int = SAMPLING_RATE, channels: int = 1) -> str:
+    samples = np.stack([tone(seconds, 300.0 + 100 * channel, rate) for channel in range(channels)], axis=1)
+    soundfile.write(path, samples, rate)
+    return str(path)
+
+
+def test_transcribe_any_format(model_folder, tmp_path, capsys):
+    files = [
+        write(tmp_path / "a.wav", 0.5),
+        write(tmp_path / "b.flac", 1.0, 8_000),
+        write(tmp_path / "c.ogg", 0.7, 44_100, channels=2),
+        write(tmp_path / "d.mp3", 0.6, 48_000),
+    ]
+    command = ["transcribe", *files, "--model", model_folder, "--max-new-tokens", "4", "--batch-size", "3"]
+    assert cli.main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == files
+
+
+def test_transcribe_goes_on_after_a_broken_file(model_folder, tmp_path, capsys):
+    good = [write(tmp_path / "a.wav", 0.5), write(tmp_path / "b.wav", 0.8)]
+    text = tmp_path / "text.wav"
+    text.write_text("no recording")
+    empty = tmp_path / "empty.wav"
+    empty.write_bytes(b"")
+    silent = write(tmp_path / "nothing.wav", 0.0)
+    broken = [str(text), str(empty), str(tmp_path / "absent.wav"), str(tmp_path), silent]
+    files = [good[0], *broken, good[1]]
+    assert cli.main(["transcribe", *files, "--model", model_folder, "--max-new-tokens", "4"]) == 1
+    output = capsys.readouterr()
+    assert [line.split("\t")[0] for line in output.out.splitlines()] == good
+    lines = [line for line in output.err.splitlines() if "cut after" not in line]
+    assert len(lines) == len(broken)
+    for line, file in zip(lines, broken, strict=True):
+        assert line.startswith("soundwave transcribe: ") and file in line
+
+
+def test_one_file_prints_its_text_alone_and_says_when_it_was_cut(model_folder, tmp_path, capsys):
+    file = write(tmp_path / "a.wav", 0.5)
+    assert cli.main(["transcribe", file, "--model", model_folder, "--max-new-tokens", "1"]) == 0
+    output = capsys.readouterr()
+    assert "\t" not in output.out and output.out.count("\n") == 1
+    assert output.err == f"soundwave: {file}: cut after 1 tokens; --max-new-tokens sets the limit\n"
+
+
+def test_batched_answers_are_those_of_single_files(model_folder, tmp_path, capsys):
+    files = [write(tmp_path / f"{index}.wav", 0.4 + 0.5 * index) for index in range(3)]
+    options = ["--model", model_folder, "--max-new-tokens", "6"]
+    assert cli.main(["transcribe", *files, *options]) == 0
+    together = [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()]
+    alone = []
+    for file in files:
+        assert cli.main(["transcribe", file, *options]) == 0
+        alone.append(capsys.readouterr().out.rstrip("\n"))
+    assert together == alone
+
+
+def test_ask(model_folder, tmp_path, capsys):
+    file = write(tmp_path / "a.wav", 0.5)
+    assert cli.main(["ask", file, "what is said?", "--model", model_folder, "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out.endswith("\n")
+    assert cli.main(["ask", str(tmp_path / "none.wav"), "what is said?", "--model", model_folder]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "none.wav" in error
+
+
+def test_installed_model_transcribes_recordings(shared_data, capsys):
+    """Real recordings through the model of the package: any rate and length gives a line each, and no error."""
+    files = sorted(str(path) for path in shared_data.rglob("*") if path.suffix in (".wav", ".flac", ".ogg", ".mp3"))[
+        :3
+    ]
+    assert files
+    assert cli.main(["transcribe", *files]) == 0
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == files
+
+
+def test_module_runs_as_a_program(tmp_path):
+    command = [sys.executable, "-m", "soundwave.apps.cli", "--version"]
+    result = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and result.stdout.startswith("soundwave ")

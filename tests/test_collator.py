@@ -1,0 +1,138 @@
+"""Rows to the tensors of the contract, with audio or with the cached features of the encoder."""
+
+import pytest
+import torch
+
+from soundwave.training.collator import IGNORED, SoundwaveCollator
+from soundwave.training.data import DataError, load_rows, recordings
+from soundwave.training.encoder_cache import EncoderCache, encoder_fingerprint, recording_key
+from soundwave.training.stages import ConfigError
+from tests.training_rows import write_rows
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return load_rows(write_rows(tmp_path_factory.mktemp("rows")))
+
+
+def clips_of(rows):
+    return [clip for row in rows for clip in recordings(row)]
+
+
+def test_prompts_are_padded_on_the_left_and_only_answers_are_learned(rows, processor):
+    chosen = [rows[0], rows[11], rows[9]]  # spoken, written, long
+    batch = SoundwaveCollator(processor)(chosen)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["labels"].shape
+    for k, row in enumerate(chosen):
+        prompt, answer = processor.prompt_and_answer_ids(processor.example_messages(row))
+        ids = batch["input_ids"][k][batch["attention_mask"][k].bool()].tolist()
+        assert ids == prompt + answer
+        assert batch["attention_mask"][k, -1] == 1
+        learned = batch["labels"][k] != IGNORED
+        assert batch["labels"][k][learned].tolist() == answer == batch["input_ids"][k][learned].tolist()
+        assert learned[-len(answer) :].all() and learned.sum() == len(answer)
+    assert (batch["input_ids"] == processor.audio_token_id).sum() == 2
+    assert batch["windows_per_audio"].tolist() == [1, 2]  # 3 s do not fit the window of 2 s
+
+
+def test_ctc_targets(rows, processor):
+    chosen = [rows[9], rows[0], {**rows[1], "transcript": None}]
+    batch = SoundwaveCollator(processor, losses=("ctc",))(chosen)
+    assert batch.keys() == {
+        "input_features",
+        "input_features_mask",
+        "window_offsets",
+        "windows_per_audio",
+        "ctc_labels",
+        "ctc_label_lengths",
+    }
+    ids = processor.ctc_label_ids("red boxes")
+    assert batch["ctc_label_lengths"].tolist() == [0, len(ids), -1]  # nothing is said; words; not known
+    assert batch["ctc_labels"][1, : len(ids)].tolist() == ids
+    silent = SoundwaveCollator(processor, losses=("ctc",))([rows[9]])
+    assert silent["ctc_labels"].shape == (1, 1) and silent["ctc_label_lengths"].tolist() == [0]
+
+
+def test_losses_and_rows_decide_what_is_there(rows, processor):
+    answers = SoundwaveCollator(processor, losses=("answer",))([rows[0]])
+    assert "ctc_labels" not in answers and "input_features" in answers
+    written = SoundwaveCollator(processor)([rows[10], rows[11]])
+    assert written.keys() == {"input_ids", "attention_mask", "labels"}
+    with pytest.raises(DataError, match="'t0'.*no audio"):
+        SoundwaveCollator(processor, losses=("ctc",))([rows[10]])
+    with pytest.raises(DataError, match="'s0' has no answer"):
+        SoundwaveCollator(processor)([{**rows[0], "answer": None}])
+
+
+def test_several_recordings_and_conversations_in_a_row(rows, processor):
+    first, second = recordings(rows[0])[0], recordings(rows[1])[0]
+    pair = {**rows[0], "audio": [first, second], "transcript": ["red boxes", None]}
+    turns = [
+        {"role": "user", "content": [{"type": "audio", "text": None}, {"type": "text", "text": "and?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+    ]
+    talk = {**rows[0], "audio": [first], "transcript": [None], "messages": turns, "answer": None}
+    batch = SoundwaveCollator(processor)([pair, talk])
+    assert (batch["input_ids"] == processor.audio_token_id).sum(dim=1).tolist() == [2, 1]
+    assert batch["windows_per_audio"].tolist() == [1, 1, 1]
+    assert batch["ctc_label_lengths"].tolist()[1:] == [-1, -1]
+    answer = batch["labels"][1][batch["labels"][1] != IGNORED]
+    assert processor.tokenizer.decode(answer, skip_special_tokens=True).strip() == "yes"
+
+
+def test_the_model_takes_the_batch(rows, processor, tiny_model, tiny_ctc):
+    with torch.no_grad():
+        mixed = tiny_model(**SoundwaveCollator(processor)([rows[k] for k in (0, 5, 9, 10)]))
+        assert torch.isfinite(mixed.loss) and mixed.audio_positions.shape == (3,)
+        assert torch.isfinite(tiny_model(**SoundwaveCollator(processor)([rows[10]])).loss)
+        aligned = tiny_ctc(**SoundwaveCollator(processor, losses=("ctc",))([rows[k] for k in range(10)]))
+        assert torch.isfinite(aligned.loss) and len(aligned.token_ids) == 10
+
+
+def test_cached_features_equal_those_of_the_encoder(rows, processor, tiny_model, tmp_path):
+    cache = EncoderCache.build(tmp_path, tiny_model, processor, clips_of(rows), progress=False)
+    assert len(cache.clips) == 10
+    chosen = [rows[k] for k in (9, 0, 4, 10)]
+    plain, cached = SoundwaveCollator(processor)(chosen), SoundwaveCollator(processor, cache=cache)(chosen)
+    assert cached["encoder_features"].dtype == torch.float16
+    for name in ("window_offsets", "windows_per_audio", "input_ids", "ctc_labels"):
+        assert torch.equal(plain[name], cached[name]), name
+    assert torch.equal(plain["input_features_mask"].sum(1), cached["input_features_mask"].sum(1))
+    cached["encoder_features"] = cached["encoder_features"].float()
+    with torch.no_grad():
+        one, two = tiny_model(**plain), tiny_model(**cached)
+    assert torch.allclose(one.ctc_loss, two.ctc_loss, rtol=1e-2)
+    assert torch.allclose(one.ce_loss, two.ce_loss, rtol=1e-2)
+
+
+def test_a_cache_is_reused_added_to_and_rebuilt(rows, processor, tiny_model, tiny_ctc, tmp_path):
+    clips = clips_of(rows)
+    EncoderCache.build(tmp_path, tiny_model, processor, clips[:4], progress=False)
+    first = (tmp_path / "features.f16").read_bytes()
+    # The same encoder in another model adds what is missing and leaves the rest.
+    assert encoder_fingerprint(tiny_model, processor) == encoder_fingerprint(tiny_ctc, processor)
+    cache = EncoderCache.build(tmp_path, tiny_ctc, processor, clips, progress=False)
+    assert len(cache.clips) == 10
+    second = (tmp_path / "features.f16").read_bytes()
+    assert second[: len(first)] == first and len(second) > len(first)
+    changed = (tmp_path / "features.f16").stat().st_mtime_ns
+    EncoderCache.build(tmp_path, tiny_ctc, processor, clips, progress=False)
+    assert (tmp_path / "features.f16").stat().st_mtime_ns == changed
+    # What an unfinished run left behind the index is cut off.
+    with open(tmp_path / "features.f16", "ab") as file:
+        file.write(b"rest")
+    extra = {"path": None, "bytes": open(clips[0]["path"], "rb").read()}
+    cache = EncoderCache.build(tmp_path, tiny_ctc, processor, [extra], progress=False)
+    bytes_first, path_first = (cache.batch([clip])["encoder_features"] for clip in (extra, clips[0]))
+    assert torch.equal(bytes_first, path_first) and recording_key(extra) != recording_key(clips[0])
+    # Another encoder starts anew.
+    import copy
+
+    other = copy.deepcopy(tiny_ctc)
+    with torch.no_grad():
+        other.audio_tower.conv1.bias += 1
+    assert len(EncoderCache.build(tmp_path, other, processor, clips[:2], progress=False).clips) == 2
+    with pytest.raises(ConfigError, match="lacks"):
+        EncoderCache(tmp_path).batch(clips[5:6])
+    with pytest.raises(ConfigError, match="no complete encoder cache"):
+        EncoderCache(tmp_path / "absent")

@@ -1,0 +1,221 @@
+"""Whole runs: three stages in a row, the command, two processes, and pushes."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
+from soundwave.training.progress import LOG
+from soundwave.training.stages import ConfigError, StageConfig, load_config
+from soundwave.training.train import build_model, main, run_stage
+from tests.local_hub import LocalHub
+from tests.training_rows import write_rows
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, encoder_folder, llm_folder):
+    """A folder with data and the results `one`, `two` and `three` of the three stages."""
+    folder = tmp_path_factory.mktemp("runs")
+    path = write_rows(folder / "data")
+    spoken = [line for line in path.read_text().splitlines() if json.loads(line)["audio"]]
+    (folder / "data" / "spoken.jsonl").write_text("\n".join(spoken))
+    common = settings(folder)
+    run_stage(
+        StageConfig.for_stage(
+            "align",
+            output_dir=str(folder / "one"),
+            audio_model=encoder_folder,
+            text_model=llm_folder,
+            model={"audio_padding": "longest", "ctc_head": "separate"},
+            trains=["alignment_adapter", "ctc_head"],
+            **common | {"data": ["spoken.jsonl"]},
+        )
+    )
+    shrink = {"start": str(folder / "one"), "text_model": llm_folder, "lora_r": 4, "ctc_weight": 0.5}
+    run_stage(StageConfig.for_stage("shrink", output_dir=str(folder / "two"), **common | shrink))
+    cache = {"encoder_cache": str(folder / "cache"), "eval_data": ["rows.jsonl"], "eval_steps": 1}
+    run_stage(
+        StageConfig.for_stage(
+            "instruct", output_dir=str(folder / "three"), start=str(folder / "two"), **common | cache
+        )
+    )
+    return folder
+
+
+def settings(folder) -> dict:
+    return {
+        "data_root": str(folder / "data"),
+        "data": ["rows.jsonl"],
+        "global_batch": 4,
+        "per_device_batch": 4,
+        "steps": 2,
+        "warmup_steps": 0,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "device": "cpu",
+        "progress": False,
+    }
+
+
+def test_each_stage_leaves_a_repository_that_loads(runs):
+    one = SoundwaveForCTC.from_pretrained(runs / "one", dtype=torch.float32)
+    two = SoundwaveForConditionalGeneration.from_pretrained(runs / "two", dtype=torch.float32)
+    three = SoundwaveForConditionalGeneration.from_pretrained(runs / "three", dtype=torch.float32)
+    assert one.config.ctc_head == two.config.ctc_head == "separate" and two.config.ctc_weight == 0.5
+    same = {name: torch.equal(p, dict(three.named_parameters())[name]) for name, p in two.named_parameters()}
+    assert all(same[name] for name in same if name.startswith(("audio_tower", "alignment_adapter", "ctc_head")))
+    assert not all(same[name] for name in same if "q_proj" in name)
+    for name in ("one", "two", "three"):
+        log = [json.loads(line) for line in open(runs / name / LOG)]
+        assert sum("loss" in entry for entry in log) == 2 and "train_runtime" in log[-1]
+        assert not (runs / name / "README.md").exists() and not (runs / name / "training_args.bin").exists()
+        assert str(runs) not in (runs / name / "stage_config.yaml").read_text()
+    assert sum("eval_ce_loss" in json.loads(line) for line in open(runs / "three" / LOG)) == 2
+
+
+def test_one_lora_goes_from_stage_two_to_three(runs):
+    second, third = load_file(runs / "two" / "model.safetensors"), load_file(runs / "three" / "model.safetensors")
+    lora = [name for name in second if ".lora_A." in name]
+    assert lora and second.keys() == third.keys()
+    assert all(second[name].shape == third[name].shape and second[name].shape[0] == 4 for name in lora)
+    assert load_config(runs / "three" / "stage_config.yaml").lora_r == 4
+    config = StageConfig.for_stage("instruct", start=str(runs / "two"))
+    model, _ = build_model(config)
+    assert all(torch.equal(p, second[n.replace(".default", "")]) for n, p in model.named_parameters() if ".lora_" in n)
+    merged, _ = build_model(StageConfig.for_stage("instruct", start=str(runs / "two"), trains=["shrinking_adapter"]))
+    assert merged.config.lora is None and not any(".lora_" in name for name, _ in merged.named_parameters())
+
+
+def test_our_parts_are_not_rounded_between_stages(runs):
+    model, _ = build_model(StageConfig.for_stage("instruct", start=str(runs / "two")), torch.bfloat16)
+    saved = load_file(runs / "two" / "model.safetensors")
+    assert model.language_model.lm_head.weight.dtype == model.audio_tower.conv1.weight.dtype == torch.bfloat16
+    for name, parameter in model.named_parameters():
+        if name.startswith(("alignment_adapter", "shrinking_adapter", "ctc_head")):
+            assert torch.equal(parameter, saved[name]), name
+
+
+def test_where_a_stage_may_begin(runs, encoder_folder, llm_folder):
+    with pytest.raises(ConfigError, match="nothing to begin with: set start"):
+        build_model(StageConfig.for_stage("align"))
+    with pytest.raises(ConfigError, match="stage I goes on from a SoundwaveForCTC only"):
+        build_model(StageConfig.for_stage("align", start=str(runs / "two")))
+    again, _ = build_model(StageConfig.for_stage("align", start=str(runs / "one")))
+    assert isinstance(again, SoundwaveForCTC)
+    # Stage II without stage I: the ablation of Figure 5.
+    parts = {"audio_model": encoder_folder, "text_model": llm_folder, "model": {"audio_padding": "longest"}}
+    model, processor = build_model(StageConfig.for_stage("shrink", **parts))
+    assert isinstance(model, SoundwaveForConditionalGeneration) and processor.audio_padding == "longest"
+
+
+def test_the_command(runs, tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"stage: instruct\nstart: {runs / 'two'}\n" + "".join(f"{k}: {v}\n" for k, v in settings(runs).items())
+    )
+    assert main(["instruct", "--config", str(path), "steps=1", f"output_dir={tmp_path / 'out'}"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "field=value" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="no setting 'step'"):
+        main(["instruct", "step=1"])
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(runs, tmp_path):
+    config = StageConfig.for_stage(
+        "instruct", start=str(runs / "two"), output_dir=str(tmp_path), save_steps=1, resume=True, **settings(runs)
+    )
+    run_stage(config)  # nothing to resume from yet
+    whole = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text("{")  # cut short: the one before counts
+    run_stage(config)
+    resumed = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    log = [json.loads(line) for line in open(tmp_path / LOG)]
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2]
+
+
+def test_two_processes_make_the_same_update_as_one(runs, tmp_path):
+    """One process x accumulation 4 equals two x 2, text-only passes included, dropout 0."""
+    script = """
+        import sys
+        import torch
+        torch.nn.Dropout.forward = lambda self, x: x
+        from soundwave.modeling_soundwave.shrinking_soundwave import MultiHeadAttention
+        from soundwave.training import train
+        build = train.build_model
+        def without_dropout(*arguments):
+            model, processor = build(*arguments)
+            for module in model.modules():
+                if isinstance(module, MultiHeadAttention):
+                    module.dropout = 0.0
+            return model, processor
+        train.build_model = without_dropout
+        sys.exit(train.main(sys.argv[1:]))
+    """
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    common = settings(runs) | {
+        "start": str(runs / "two"),
+        "global_batch": 8,
+        "per_device_batch": 2,
+        "adam_epsilon": 1.0,
+    }
+    arguments = [f"{name}={json.dumps(value)}" for name, value in common.items()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+    results = []
+    for name, launcher in (
+        ("alone", []),
+        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]),
+    ):
+        command = [sys.executable, *launcher, str(tmp_path / "script.py"), "shrink", f"output_dir={tmp_path / name}"]
+        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+        log = [json.loads(line) for line in open(tmp_path / name / LOG)]
+        results.append((load_file(tmp_path / name / "model.safetensors"), [e for e in log if "loss" in e]))
+    (alone, log_alone), (two, log_two) = results
+    for one, other in zip(log_alone, log_two, strict=True):
+        for name in ("loss", "ce_loss", "ctc_loss", "grad_norm"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4), name
+    assert max(float((alone[name] - two[name]).abs().max()) for name in alone) < 1e-6
+
+
+def test_pushes_load_at_every_moment(runs, tmp_path):
+    """A branch that did not exist, each checkpoint and the result; nothing of this machine is uploaded."""
+    script = f"""
+        import json
+        from huggingface_hub import HfApi
+        from soundwave import SoundwaveForConditionalGeneration
+        from soundwave.training.stages import StageConfig
+        from soundwave.training.train import run_stage
+        run_stage(StageConfig.for_stage(
+            "instruct", start={str(runs / "two")!r}, output_dir={str(tmp_path / "out")!r}, save_steps=1,
+            hub_model_id="ours/three", hub_revision="stage-3", hub_strategy="every_save", **{settings(runs)!r}))
+        api = HfApi()
+        print(json.dumps({{"files": api.list_repo_files("ours/three", revision="stage-3")}}))
+        SoundwaveForConditionalGeneration.from_pretrained("ours/three", revision="stage-3")
+    """
+    with LocalHub(tmp_path / "hub") as hub:
+        environment = os.environ | hub.environment("home") | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        commits = sum("/commit/stage-3" in request for request in hub.requests)
+    files = json.loads(done.stdout.splitlines()[-1])["files"]
+    assert {"model.safetensors", "config.json", "modeling_soundwave.py", "stage_config.yaml", LOG} <= set(files)
+    assert not any(name.startswith(("checkpoint-", "optimizer", "training_args", "rng_state")) for name in files)
+    assert commits >= 2

@@ -1,0 +1,204 @@
+"""The frozen encoder's features of every recording, computed once: a memory-mapped fp16 file and its index.
+
+Stages I to III then never run the encoder. A folder belongs to one encoder (weights, configuration, padding);
+recordings that are not in it yet are added, and a folder of another encoder is started anew.
+
+Letters: `E` encoder frames (20 ms), `T` mel frames (10 ms), `D_e` encoder width.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from soundwave.training.stages import ConfigError
+
+FEATURES, INDEX = "features.f16", "index.json"
+CLIPS_AT_ONCE = 512  # decoded and sorted by length together
+MEL_FRAMES_PER_BATCH = 12_000  # two minutes of audio in one forward pass
+MEL_PER_ENCODER_FRAME = 2
+MEL_PER_ALIGNED_FRAME = 4
+
+Window = list[int]  # first row in the file, rows, valid mel frames, offset in the recording in mel frames
+
+
+def recording_key(recording: dict[str, Any]) -> str:
+    """What identifies a recording: its bytes, or its file by path, size and time of change."""
+    if recording.get("bytes") is not None:
+        return hashlib.blake2b(recording["bytes"], digest_size=16).hexdigest()
+    path = recording["path"]
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path  # a URL; or a missing file, which decoding reports
+    return f"{path}|{status.st_size}|{status.st_mtime_ns}"
+
+
+def encoder_fingerprint(model: torch.nn.Module, processor: Any) -> str:
+    """Hash of all that the features depend on besides the recording."""
+    digest = hashlib.blake2b(digest_size=16)
+    config = model.config
+    front_end = {
+        k: v for k, v in processor.feature_extractor.to_dict().items() if isinstance(v, (int, float, str, bool))
+    }
+    audio = {k: v for k, v in config.audio_config.to_dict().items() if isinstance(v, (int, float, str, bool))}
+    audio.pop("_name_or_path", None)
+    settings = [audio, front_end, config.audio_padding, processor.audio_padding, config.mask_padding]
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(model.audio_tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class EncoderCache:
+    """Encoder features by recording; `EncoderCache.build` makes one, `batch` reads it.
+
+    Args:
+        folder: where `build` put it.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        index = _read_index(self.folder)
+        if index is None:
+            raise ConfigError(f"{folder} holds no complete encoder cache; make it with EncoderCache.build.")
+        self.fingerprint: str = index["fingerprint"]
+        self.width: int = index["width"]
+        self.clips: dict[str, list[Window]] = index["clips"]
+        self.features = np.memmap(self.folder / FEATURES, np.float16, "r", shape=(index["rows"], self.width))
+
+    @classmethod
+    def build(
+        cls,
+        folder: str | Path,
+        model: torch.nn.Module,
+        processor: Any,
+        recordings: Iterable[dict[str, Any]],
+        progress: bool = True,
+    ) -> "EncoderCache":
+        """Encode all distinct recordings that the folder does not hold yet.
+
+        Args:
+            folder: made if need be; emptied if it belongs to another encoder.
+            model: any Soundwave model; its encoder runs in evaluation mode.
+            processor: decodes and computes log-mel features.
+            recordings: `{"path", "bytes"}` each.
+            progress: show a bar.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        fingerprint = encoder_fingerprint(model, processor)
+        index = _read_index(folder)
+        if index is None or index["fingerprint"] != fingerprint:
+            width = model.config.audio_config.d_model
+            index = {"fingerprint": fingerprint, "width": width, "rows": 0, "clips": {}}
+        missing = {}
+        for recording in recordings:
+            key = recording_key(recording)
+            if key not in index["clips"]:
+                missing[key] = recording
+        if missing or not (folder / FEATURES).is_file():
+            _append(folder, index, model, processor, missing, progress)
+        return cls(folder)
+
+    def batch(self, recordings: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """The audio tensors of the model for some recordings, `encoder_features` (n_windows, E, D_e) in fp16.
+
+        Raises:
+            ConfigError: for a recording that was not encoded.
+        """
+        per_audio = []
+        for recording in recordings:
+            windows = self.clips.get(recording_key(recording))
+            if windows is None:
+                raise ConfigError(
+                    f"the encoder cache {self.folder} lacks {recording.get('path') or 'a recording given as bytes'}; "
+                    "build it again, the file may have changed."
+                )
+            per_audio.append(windows)
+        windows = [window for clip in per_audio for window in clip]
+        E = max(rows for _, rows, _, _ in windows)
+        features = np.zeros((len(windows), E, self.width), np.float16)
+        valid = torch.tensor([mel for _, _, mel, _ in windows])
+        for k, (first, rows, _, _) in enumerate(windows):
+            features[k, :rows] = self.features[first : first + rows]
+        return {
+            "encoder_features": torch.from_numpy(features),
+            "input_features_mask": torch.arange(E * MEL_PER_ENCODER_FRAME) < valid[:, None],  # (n_windows, T)
+            "window_offsets": torch.tensor([offset for _, _, _, offset in windows]),
+            "windows_per_audio": torch.tensor([len(clip) for clip in per_audio]),
+        }
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    """The index, or `None` when there is none that its features file bears out."""
+    path, features = folder / INDEX, folder / FEATURES
+    if not path.is_file() or not features.is_file():
+        return None
+    index = json.loads(path.read_text(encoding="utf-8"))
+    return index if features.stat().st_size >= index["rows"] * index["width"] * 2 else None
+
+
+def _append(folder: Path, index: dict, model: torch.nn.Module, processor: Any, missing: dict, progress: bool) -> None:
+    """Write the features of the missing recordings, then the index: a run cut short leaves the old index valid."""
+    device = next(model.audio_tower.parameters()).device
+    was_training = model.training
+    model.eval()
+    size = index["rows"] * index["width"] * 2
+    with open(folder / FEATURES, "ab") as file, torch.inference_mode():
+        file.truncate(size)  # what an unfinished run left behind the last index
+        bar = tqdm(total=len(missing), desc="encoding recordings", unit="clip", disable=not progress)
+        todo = list(missing.items())
+        for start in range(0, len(todo), CLIPS_AT_ONCE):
+            chunk = [(key, processor.load_audio(clip)) for key, clip in todo[start : start + CLIPS_AT_ONCE]]
+            chunk.sort(key=lambda pair: len(pair[1]))
+            for group in _batches(chunk):
+                _encode_group(file, index, model, processor, group, device)
+                bar.update(len(group))
+        bar.close()
+    model.train(was_training)
+    temporary = folder / (INDEX + ".partial")
+    temporary.write_text(json.dumps(index), encoding="utf-8")
+    os.replace(temporary, folder / INDEX)
+
+
+def _batches(clips: list[tuple[str, np.ndarray]]) -> Iterable[list[tuple[str, np.ndarray]]]:
+    """Runs of length-sorted clips of at most `MEL_FRAMES_PER_BATCH`, padding included."""
+    group: list[tuple[str, np.ndarray]] = []
+    for clip in clips:
+        if group and (len(group) + 1) * len(clip[1]) // 160 > MEL_FRAMES_PER_BATCH:
+            yield group
+            group = []
+        group.append(clip)
+    if group:
+        yield group
+
+
+def _encode_group(file: Any, index: dict, model: torch.nn.Module, processor: Any, group: list, device: Any) -> None:
+    inputs = processor.audio_features([waveform for _, waveform in group])
+    mask = inputs["input_features_mask"]
+    encoded = model.encode(inputs["input_features"].to(device), mask.to(device))  # (n_windows, E, D_e)
+    encoded = encoded.to(torch.float16).cpu()
+    if not bool(torch.isfinite(encoded).all()):
+        raise ConfigError(
+            f"the encoder's features of {group[0][0]} or a neighbour are not finite in fp16; do not cache."
+        )
+    valid, position = mask.sum(dim=1).tolist(), 0
+    for (key, _), count in zip(group, inputs["windows_per_audio"].tolist(), strict=True):
+        windows = []
+        for k in range(position, position + count):
+            # Padding is kept only for models that let it count (the released layout).
+            whole = -(-valid[k] // MEL_PER_ALIGNED_FRAME) * MEL_PER_ALIGNED_FRAME // MEL_PER_ENCODER_FRAME
+            rows = whole if model.config.mask_padding else encoded.shape[1]
+            windows.append([index["rows"], rows, valid[k], int(inputs["window_offsets"][k])])
+            file.write(encoded[k, :rows].numpy().tobytes())
+            index["rows"] += rows
+        index["clips"][key] = windows
+        position += count

@@ -1,0 +1,301 @@
+"""The three stages as data, and the settings of a run: the paper's, changed by a YAML file, then by `field=value`.
+
+The paper's values are those of §4.1 and Table 13. Its batch sizes are read per GPU, on 32 GPUs, times the
+accumulation: only then do four days of training and more than one epoch fit together. Settings hold the *global*
+batch.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist, has the wrong type, or contradicts another one."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the stage table.
+
+    Args:
+        number: I, II or III, as the paper counts.
+        trains: name prefixes of the parameters that train; `"lora"` stands for the LoRA matrices in the LLM.
+        losses: `"ctc"` on the transcript, `"answer"` for cross-entropy on the answer.
+        needs_audio: whether every row must have a recording (no LLM takes part, so text has nothing to train).
+        defaults: what the paper sets for this stage, as fields of `StageConfig`.
+    """
+
+    number: int
+    trains: tuple[str, ...]
+    losses: tuple[str, ...]
+    needs_audio: bool
+    defaults: Mapping[str, Any]
+
+
+STAGES: dict[str, Stage] = {
+    "align": Stage(
+        number=1,
+        trains=("alignment_adapter", "ctc_head.blank", "ctc_head.log_scale"),  # 144M
+        losses=("ctc",),
+        needs_audio=True,
+        defaults={
+            "global_batch": 8192,  # 32 rows x 8 accumulated x 32 GPUs
+            "per_device_batch": 32,
+            "learning_rate": 1e-4,
+            "steps": 6000,
+            "spec_augment": True,
+        },
+    ),
+    "shrink": Stage(
+        number=2,
+        trains=("alignment_adapter", "shrinking_adapter", "lora"),  # 266M
+        losses=("answer", "ctc"),
+        needs_audio=False,
+        defaults={
+            "global_batch": 4096,  # 16 x 8 x 32
+            "per_device_batch": 16,
+            "learning_rate": 3e-5,
+            "steps": 6000,
+            "spec_augment": True,
+            "temperature_step": 5.0,  # T = 1 + 5 per epoch (§4.1)
+        },
+    ),
+    "instruct": Stage(
+        number=3,
+        trains=("shrinking_adapter", "lora"),  # 122M (Table 13); §2.4 words it as ("lora",)
+        losses=("answer",),
+        needs_audio=False,
+        defaults={
+            "global_batch": 1024,  # 8 x 4 x 32
+            "per_device_batch": 8,
+            "learning_rate": 3e-5,
+            "steps": 4000,
+        },
+    ),
+}
+
+
+@dataclass
+class StageConfig:
+    """Every setting of a run. Saved as `stage_config.yaml` beside the weights.
+
+    `StageConfig.for_stage("align", steps=10)` fills in the stage's defaults; `load_config` reads a file.
+    """
+
+    # What runs, from what, to where
+    stage: str  # "align", "shrink" or "instruct"
+    output_dir: str = ""  # folder of the result; "" = runs/<stage>
+    start: str | None = None  # repository to go on from, folder or Hub id; None = from the two components
+    start_revision: str | None = None  # branch, tag or commit of `start`
+    audio_model: str | None = None  # encoder, folder or Hub id; used where `start` brings none
+    text_model: str | None = None  # LLM, folder or Hub id
+    model: dict[str, Any] = field(default_factory=dict)  # fields of SoundwaveConfig, for a model made from components
+    processor: dict[str, Any] = field(default_factory=dict)  # fields of SoundwaveProcessor, likewise
+
+    # What trains
+    trains: list[str] = field(default_factory=list)  # parameter-name prefixes or "lora"; [] = the stage table's
+    ctc_weight: float | None = None  # factor of the CTC loss beside the answer's; None = the model's (0.3)
+    lora_r: int = 64  # rank (§4.1)
+    lora_alpha: float = 16  # the update is scaled by alpha / r
+    lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    lora_dropout: float = 0.0  # probability
+
+    # Data
+    data: list[str] = field(default_factory=list)  # sources of rows: files, folders, Hub ids
+    eval_data: list[str] = field(default_factory=list)  # sources for the validation loss
+    data_root: str = ""  # folder that relative sources start from
+    draws_per_epoch: int | None = None  # rows drawn per epoch; None = as many as there are
+    temperature_start: float = 1.0  # T of eq. 2 in the first epoch
+    temperature_step: float = 0.0  # added to T with each epoch
+    task_weights: dict[str, float] = field(default_factory=dict)  # shares by hand, in place of eq. 2; {} = eq. 2
+    bucket_batches: int = 0  # batches filled together by length of audio, so that little is padding; 0 = none
+    encoder_cache: str | None = None  # folder for the frozen encoder's features; None = the encoder runs every step
+    dataloader_workers: int = 0  # processes that read audio; 0 = in the training process
+
+    # SpecAugment on the log-mel (Park et al. 2019, policy LD; the paper names no values)
+    spec_augment: bool = False
+    freq_masks: int = 2
+    freq_mask_width: int = 27  # mel bins, of 80 (scaled to the model's number)
+    time_masks: int = 2
+    time_mask_width: int = 100  # mel frames of 10 ms
+    time_mask_share: float = 0.2  # at most this share of the valid frames per mask, for short recordings
+
+    # Optimisation (AdamW)
+    global_batch: int = 32  # rows per update over all devices; accumulation follows from the devices
+    per_device_batch: int = 32  # rows per device and forward pass
+    steps: int = 1000  # updates
+    learning_rate: float = 1e-4  # peak
+    warmup_steps: int = 100  # updates of linear warm-up
+    min_lr_share: float = 0.05  # the cosine ends at this share of the peak
+    weight_decay: float = 0.01
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.98
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+    # Machine
+    device: str = "auto"  # "auto" or "cpu"
+    dtype: str = (
+        "auto"  # of the frozen parts: "float32", "bfloat16", "float16"; "auto" = bfloat16 on a GPU, else float32
+    )
+    gradient_checkpointing: bool = False  # memory for time
+
+    # Log, checkpoints, Hub
+    logging_steps: int = 10
+    eval_steps: int | None = None  # updates between validations; None = never
+    save_steps: int | None = None  # updates between checkpoints; None = only the result is saved
+    save_total_limit: int = 2  # checkpoints kept
+    resume: bool = False  # go on from the last complete checkpoint of output_dir, if there is one
+    progress: bool = True  # progress bar
+    report_to: list[str] = field(default_factory=list)  # e.g. ["tensorboard"]
+    hub_model_id: str | None = None  # push the result to this repository
+    hub_revision: str | None = None  # branch, created if need be; None = main
+    hub_private: bool = False
+    hub_strategy: str = "end"  # "end", or "every_save": each checkpoint is pushed too
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise ConfigError(f"stage is {self.stage!r}, expected one of {', '.join(STAGES)}.")
+        for name in ("global_batch", "per_device_batch", "steps", "logging_steps", "lora_r", "save_total_limit"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if self.temperature_start <= 0 or self.temperature_step < 0:
+            raise ConfigError(
+                f"temperature_start is {self.temperature_start} and temperature_step {self.temperature_step}: "
+                "the temperature of eq. 2 must be positive and must not fall; the paper has 1 and 5."
+            )
+        if self.encoder_cache is not None and self.spec_augment:
+            raise ConfigError(
+                "encoder_cache and spec_augment exclude each other: cached features are those of the unmasked audio. "
+                "Set spec_augment=false, or leave out encoder_cache."
+            )
+        if self.hub_strategy not in ("end", "every_save"):
+            raise ConfigError(f"hub_strategy is {self.hub_strategy!r}, expected 'end' or 'every_save'.")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ConfigError(f"dtype is {self.dtype!r}, expected auto, float32, bfloat16 or float16.")
+        if self.device not in ("auto", "cpu"):
+            raise ConfigError(f"device is {self.device!r}, expected auto or cpu; CUDA_VISIBLE_DEVICES picks a GPU.")
+        if self.start_revision is not None and self.start is None:
+            raise ConfigError(f"start_revision is {self.start_revision!r}, but start is not set.")
+        self.trains = list(self.trains) or list(STAGES[self.stage].trains)
+        self.output_dir = self.output_dir or f"runs/{self.stage}"
+
+    @classmethod
+    def for_stage(cls, stage: str, **settings: Any) -> "StageConfig":
+        """Settings of a stage: the table's defaults, then the given ones.
+
+        Raises:
+            ConfigError: for an unknown stage or field, naming it and what comes close.
+        """
+        if stage not in STAGES:
+            raise ConfigError(f"stage is {stage!r}, expected one of {', '.join(STAGES)}.")
+        values = {**STAGES[stage].defaults, **settings, "stage": stage}
+        known = typing.get_type_hints(cls)
+        for name in values:
+            _check_field(name, list(known))
+        return cls(**{name: _convert(name, value, known[name]) for name, value in values.items()})
+
+    @property
+    def table(self) -> Stage:
+        """This stage's row of the table."""
+        return STAGES[self.stage]
+
+    def accumulation(self, devices: int) -> int:
+        """Forward passes per update, from the global batch and the number of devices.
+
+        Raises:
+            ConfigError: when the global batch is no multiple of `per_device_batch` x `devices`.
+        """
+        at_once = self.per_device_batch * devices
+        if self.global_batch % at_once:
+            raise ConfigError(
+                f"global_batch is {self.global_batch}, but {devices} device(s) x per_device_batch "
+                f"{self.per_device_batch} make {at_once} rows at once; make global_batch a multiple (the nearest "
+                f"is {max(1, round(self.global_batch / at_once)) * at_once}) or change per_device_batch."
+            )
+        return self.global_batch // at_once
+
+    def save(self, path: str | Path) -> None:
+        """Write the settings as YAML, without folders of this machine: local paths are cut to their last part."""
+        values = dataclasses.asdict(self)
+        for name in ("output_dir", "start", "audio_model", "text_model", "data_root", "encoder_cache"):
+            values[name] = _portable(values[name])
+        for name in ("data", "eval_data"):
+            values[name] = [_portable(source) for source in values[name]]
+        Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = (), stage: str | None = None) -> StageConfig:
+    """Settings from a YAML file (`None`: the stage's defaults), changed by `field=value` (`model.ctc_head=separate`).
+
+    Raises:
+        ConfigError: for an unreadable file, an unknown field, a value of the wrong type, or a file of another stage.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} holds a {type(values).__name__}, expected `field: value` lines.")
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{override!r} is not of the form field=value.")
+        value = yaml.safe_load(text)
+        if "." in name:  # one entry of a field that is a mapping
+            name, _, key = name.partition(".")
+            value = {**(values.get(name) or {}), key: value}
+        values[name] = value
+    named = values.pop("stage", None)
+    if stage is not None and named not in (None, stage):
+        raise ConfigError(f"{path} is for the stage {named!r}, but {stage!r} was asked for.")
+    if stage is None and named is None:
+        raise ConfigError(f"{path} does not name its stage; add `stage: align`, `shrink` or `instruct`.")
+    return StageConfig.for_stage(stage or named, **values)
+
+
+def _check_field(name: str, known: list[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the fields are {', '.join(known)}."
+        raise ConfigError(f"there is no setting {name!r}; {hint}")
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    """A YAML value as the field's type. YAML reads 1e-4 as a string, and a list of one is easily left a scalar."""
+    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and (type(None) in choices):
+        return None
+    kind = choices[0]
+    base = typing.get_origin(kind) or kind
+    try:
+        if base is list:
+            items = [value] if isinstance(value, (str, int, float)) else list(value or [])
+            return [str(item) for item in items]
+        if base is dict:
+            return {str(key): item for key, item in (value or {}).items()}
+        if base is bool and not isinstance(value, bool):
+            raise TypeError
+        if base is int and (isinstance(value, bool) or float(value) != int(float(value))):
+            raise TypeError
+        if base is str and not isinstance(value, (str, int, float)):
+            raise TypeError
+        return base(float(value)) if base is int else base(value)
+    except (TypeError, ValueError, AttributeError):
+        raise ConfigError(f"{name} is {value!r}, expected {getattr(base, '__name__', base)}.") from None
+
+
+def _portable(path: str | None) -> str | None:
+    """A path without this machine's folders; relative paths and Hub ids stay."""
+    return Path(path).name if path and Path(path).is_absolute() else path

@@ -1,0 +1,1 @@
+"""The tiny preset: speech, tokenizer, encoder and language model made from nothing in a few minutes ("stage 0")."""
