@@ -184,7 +184,7 @@ def _placeholder_id(released: dict, tokenizer, src: str) -> int:
             f"{src}: audio_patch_token is {stated} in config.json, but {PLACEHOLDER} is {known} in the tokenizer; "
             "correct one of them"
         )
-    return int(stated if stated is not None else known)
+    return next(int(number) for number in (stated, known) if number is not None)
 
 
 def _assemble(

@@ -248,6 +248,8 @@ class SoundwaveLoadingMixin:
         self.config.auto_map |= {name: f"{module}.{type(self).__name__}" for name in self._AUTO_CLASSES}
         if self._holds_llm:
             self.config.auto_map["AutoModelForCTC"] = "speech_soundwave.SoundwaveForCTC"
+        for config in (self.config.audio_config, self.config.text_config):
+            config._name_or_path = ""  # a folder of this machine, or what audio_model_id and text_model_id say
         tensors = saved_state_dict(self.config, self.state_dict() if state_dict is None else state_dict)
         super().save_pretrained(save_directory, state_dict=tensors, **kwargs)
 
@@ -296,13 +298,15 @@ class SoundwaveLoadingMixin:
         Args:
             ctc_model: folder or Hub id of a `SoundwaveForCTC`.
             text_model: folder or Hub id of the LLM; ``None`` = the one that stage I was aligned to.
-            dtype: of encoder and LLM; ``"auto"`` = as they were saved.
+            dtype: of encoder and LLM; ``"auto"`` = fp32, and the LLM as it was saved.
             revision: of the stage I repository.
             **fields: fields of `SoundwaveConfig` to change.
         """
         from .speech_soundwave import SoundwaveForCTC
 
-        aligned = SoundwaveForCTC.from_pretrained(ctc_model, dtype=dtype, revision=revision)
+        aligned = SoundwaveForCTC.from_pretrained(ctc_model, dtype=torch.float32, revision=revision)
+        if dtype != "auto":
+            aligned.audio_tower.to(dtype)
         config = copy.deepcopy(aligned.config)
         for name, value in fields.items():
             setattr(config, name, value)

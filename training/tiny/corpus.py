@@ -1,10 +1,11 @@
 """A folder of spoken rows for stages I to III, and what stage 0 needs: frame labels and text examples.
 
-wav/ID.wav               16 kHz mono
-train|dev|test/TASK.jsonl  rows (task, audio, instruction, answer, transcript); audio is relative to the JSONL file
-text/train|dev.jsonl     stage 0 of the language model: content, instruction, answer
-frames.npz, frames.json  stage 0 of the encoder: phoneme and word of each 20 ms frame of train and dev utterances
-corpus.json              counts, seed, voices, rules
+- `wav/ID.wav`: 16 kHz mono
+- `train|dev|test/TASK.jsonl`: rows (task, audio, instruction, answer, transcript); audio is relative to the file;
+  long utterances are in `train/asr_long.jsonl`, apart, as CTC starts badly with them
+- `text/train|dev.jsonl`: stage 0 of the language model: content, instruction, answer
+- `frames.npz`, `frames.json`: stage 0 of the encoder: phoneme and word of each 20 ms frame of train and dev utterances
+- `corpus.json`: counts, seed, voices, rules
 """
 
 import json
@@ -131,7 +132,7 @@ def _add_training(builder: _Builder, settings: CorpusSettings) -> None:
         most = int(settings.longest_s / 2.6)
         count = rng.randint(2, 3) if index % 3 else rng.randint(4, most)
         job = builder.say("long", [s.text for s in rng.sample(sentences, count)], pool, training=True)
-        builder.add("train/asr", "asr", job.transcript, job)
+        builder.add("train/asr_long", "asr", job.transcript, job)
     questions = _questions("train")
     for index in range(settings.questions):
         question = questions[index % len(questions)]
