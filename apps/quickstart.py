@@ -1,7 +1,8 @@
 """The whole path, small and real: `soundwave quickstart [--output DIR] [--push ORG] [--recordings MANIFEST]`.
 
-Speaks a corpus, pretrains a small encoder and LLM ("stage 0", standing in for Whisper and Llama), runs stages I, II and
-III, evaluates, writes cards, saves or pushes each stage, reloads the last one in a fresh process and asks it a question.
+Speaks a corpus, pretrains a small encoder and LLM ("stage 0", standing in for Whisper and Llama), runs stages I, II
+and III, evaluates, writes cards, saves or pushes each stage, reloads the last one in a fresh process and asks it
+something.
 """
 
 import argparse
@@ -146,7 +147,9 @@ class Quickstart:
             encoder = pool.submit(
                 pretrain_encoder, self.corpus, self.output / "encoder", encoder_settings, self.seed, 1, self.progress
             )
-            llm = pool.submit(pretrain_llm, self.corpus, self.output / "llm", llm_settings, self.seed, 1, self.progress)
+            llm = pool.submit(
+                pretrain_llm, self.corpus, self.output / "llm", llm_settings, self.seed, 1, self.progress
+            )
             heard, read = encoder.result(), llm.result()
         gates = [heard["gate"], *read["gates"]]
         missed = [f"{gate['name']} is below {gate['at_least']:.0%}" for gate in gates if not gate["passed"]]
@@ -251,7 +254,7 @@ class Quickstart:
         return data_summary(rows, licences)
 
     def ask(self) -> dict[str, str]:
-        """One question that the model has never heard, put to the last stage in a fresh process through `AutoModel`."""
+        """Put a question that the model never heard to the last stage, in a fresh process through `AutoModel`."""
         started = time.perf_counter()
         row = load_rows(self.test_files(("spoken_qa", "asr_seen"))[0])[0]
         source = self.repository("instruct") if self.organisation else str(self.folder("instruct").resolve())
@@ -327,7 +330,7 @@ def say(what: str, started: float, results: Sequence[TaskResult] = ()) -> None:
 
 
 def output_folder(given: str | None) -> Path:
-    """The folder of a run: the given one, which must not hold anything yet, or the first free `runs/quickstart[-N]`."""
+    """The folder of a run: the given one, still empty, or the first free `runs/quickstart[-N]`."""
     if given is not None:
         folder = Path(given)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -37,10 +37,10 @@ class CTCHead(nn.Module):
 
     @torch.no_grad()
     def init_from_embeddings(self, rows: torch.Tensor) -> None:
-        """Start from the LLM's embedding rows (V or restricted, D), at length 2: a tied head's on average, own rows each.
+        """Start from the LLM's embedding rows (V or R, D) at length 2: own rows each, a tied head's on average.
 
-        The blank starts in a random direction, as loud as the rows. At 0 it loses every early frame to the loudest rows,
-        and the head learns to stretch tokens over the silence instead of emitting peaks.
+        The blank starts in a random direction, as loud as the rows. At 0 it loses every early frame to the loudest
+        rows, and the head learns to stretch tokens over the silence instead of emitting peaks.
         """
         loud = START_LENGTH / rows.float().norm(dim=-1).mean()
         length = START_LENGTH
@@ -109,7 +109,7 @@ class CTCHead(nn.Module):
 
 
 def linear_argmax(hidden: torch.Tensor, weight: torch.Tensor, blank_weight: torch.Tensor | None) -> torch.Tensor:
-    """Arg-max over ``hidden @ weight.T`` (with ``blank_weight`` as row V): (n, A, D) -> (n, A), in chunks of frames."""
+    """Arg-max over ``hidden @ weight.T`` (``blank_weight`` as row V): (n, A, D) -> (n, A), in chunks of frames."""
     flat = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)
     best = []
     for chunk in flat.split(FRAMES_PER_CHUNK):

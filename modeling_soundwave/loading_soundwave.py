@@ -218,9 +218,9 @@ class SoundwaveLoadingMixin:
             None, *model_args, config=config, state_dict=tensors, output_loading_info=True, **kwargs
         )
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if info[kind]:
-                names = ", ".join(str(name) for name in sorted(info[kind])[:5])
-                raise WeightsError(f"{path}: {len(info[kind])} {kind.replace('_', ' ')} for {cls.__name__}: {names}.")
+            if wrong := info[kind]:
+                listed = ", ".join(str(name) for name in sorted(wrong)[:5])
+                raise WeightsError(f"{path}: {len(wrong)} {kind.replace('_', ' ')} for {cls.__name__}: {listed}.")
         if cls._holds_llm and cached_file(
             path, "generation_config.json", _raise_exceptions_for_missing_entries=False, **hub_arguments
         ):

@@ -40,7 +40,7 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
     """The speech LLM: text and recordings in, text out (stages II and III)."""
 
     _holds_llm = True
-    _AUTO_CLASSES = ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForCausalLM")
+    _AUTO_CLASSES: tuple[str, ...] = ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForCausalLM")
     main_input_name = "input_ids"
     AUDIO_FEATURES = (
         "input_features",

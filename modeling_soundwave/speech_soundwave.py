@@ -81,7 +81,7 @@ class SoundwaveForCTC(SoundwavePreTrainedModel):
     """Encoder, alignment adapter and CTC head: what stage I trains; transcribes without an LLM (§2.2)."""
 
     _holds_llm = False
-    _AUTO_CLASSES = ("AutoModel", "AutoModelForCTC")
+    _AUTO_CLASSES: tuple[str, ...] = ("AutoModel", "AutoModelForCTC")
 
     def __init__(self, config: SoundwaveConfig, audio_tower: nn.Module | None = None):
         super().__init__(config)

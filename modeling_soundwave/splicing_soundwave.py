@@ -69,7 +69,7 @@ def splice_audio(
 
     audio_number = (is_audio.flatten().cumsum(0) - 1).view(B, N).clamp(min=0)  # (B, N) recording of a placeholder
     width = valid.long()  # positions that each token takes
-    if n_audios:
+    if audio_embeds is not None and audio_lengths is not None:
         width = torch.where(is_audio, audio_lengths[audio_number], width)
     ends = width.cumsum(dim=1)
     totals = ends[:, -1]
@@ -85,7 +85,7 @@ def splice_audio(
 
     embeds = text_embeds.gather(1, source[..., None].expand(B, L, D))
     from_audio = is_audio.gather(1, source) & inside
-    if n_audios:
+    if audio_embeds is not None and audio_embeds.shape[1]:
         offset = (position - (ends - width).gather(1, source)).clamp(0, audio_embeds.shape[1] - 1)
         spoken = audio_embeds[audio_number.gather(1, source), offset].to(embeds.dtype)  # (B, L, D)
         embeds = torch.where(from_audio[..., None], spoken, embeds)

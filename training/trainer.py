@@ -298,7 +298,8 @@ class SoundwaveTrainerMixin:
         self.push_in_progress = PushInProgress([job])
 
     def _upload(self, message: str, revision: str | None, run_as_future: bool) -> Any:
-        return HfApi(token=self.args.hub_token).upload_folder(
+        api: Any = HfApi(token=self.args.hub_token)  # its overloads do not know a bool variable
+        return api.upload_folder(
             repo_id=self.hub_model_id,
             folder_path=self.args.output_dir,
             commit_message=message,
