@@ -7,13 +7,11 @@ something.
 
 import argparse
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,9 +32,11 @@ from soundwave.training.encoder_cache import EncoderCache
 from soundwave.training.progress import LOG
 from soundwave.training.stages import load_config
 from soundwave.training.tiny.corpus import CorpusSettings, build_corpus
-from soundwave.training.tiny.pretrain_encoder import EncoderSettings, pretrain_encoder
-from soundwave.training.tiny.pretrain_llm import LanguageModelSettings, pretrain_llm
+from soundwave.training.tiny.pretrain import pretrain
+from soundwave.training.tiny.pretrain_encoder import EncoderSettings
+from soundwave.training.tiny.pretrain_llm import LanguageModelSettings
 from soundwave.training.tiny.recordings import RecordingSettings, build_recordings
+from soundwave.training.tiny.tokenizer import SYSTEM_PROMPT
 from soundwave.training.train import run_stage
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs" / "tiny"
@@ -143,14 +143,9 @@ class Quickstart:
         started = time.perf_counter()
         encoder_settings = EncoderSettings.smoke() if self.smoke else EncoderSettings()
         llm_settings = LanguageModelSettings.smoke() if self.smoke else LanguageModelSettings()
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-            encoder = pool.submit(
-                pretrain_encoder, self.corpus, self.output / "encoder", encoder_settings, self.seed, 1, self.progress
-            )
-            llm = pool.submit(
-                pretrain_llm, self.corpus, self.output / "llm", llm_settings, self.seed, 1, self.progress
-            )
-            heard, read = encoder.result(), llm.result()
+        folders = (self.corpus, self.output / "encoder", self.output / "llm")
+        figures = pretrain(*folders, encoder_settings, llm_settings, self.seed, self.progress)
+        heard, read = figures["encoder"], figures["language_model"]
         gates = [heard["gate"], *read["gates"]]
         missed = [f"{gate['name']} is below {gate['at_least']:.0%}" for gate in gates if not gate["passed"]]
         text = self.evaluate("text", TEST_SETS["instruct"][-1:]) if self.test_files(("text_qa",)) else []
@@ -218,7 +213,7 @@ class Quickstart:
         if stage == "text":
             folder, model, cache = self.output / "llm", AutoModelForCausalLM.from_pretrained(self.output / "llm"), None
             encoder, llm = str(self.output / "encoder"), str(self.output / "llm")
-            processor = SoundwaveProcessor.from_components(encoder, llm, audio_padding="longest")
+            processor = SoundwaveProcessor.from_components(encoder, llm, system_prompt=SYSTEM_PROMPT)
         else:
             folder = self.folder(stage)
             kind = SoundwaveForCTC if stage == "align" else SoundwaveForConditionalGeneration

@@ -1,4 +1,4 @@
-"""The main job, from nothing to three repositories on a Hub, at smoke size: every part runs, no figure is looked at."""
+"""The main job at smoke size, from nothing to three repositories on a Hub: every part runs, no figure is looked at."""
 
 import json
 import os
