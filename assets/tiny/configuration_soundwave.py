@@ -1,0 +1,117 @@
+"""What a Soundwave model is: the sizes and switches that are saved with its weights."""
+
+from typing import ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+class SoundwaveConfig(PreTrainedConfig):
+    """Configuration of every Soundwave model (arXiv 2502.12900).
+
+    The defaults are the paper's; the values that reproduce the published inference code are set by its converter
+    (the two differ, see the field notes).
+
+    Args:
+        audio_config: the encoder's own configuration (Whisper). Width ``D_e``.
+        text_config: the LLM's own configuration, any ``AutoModelForCausalLM``. Width ``D``, vocabulary ``V``.
+        audio_token_id: id that stands for one recording in ``input_ids``. May be >= ``V``: it is never embedded.
+        alignment_attention: ``"full"`` (§2.2.1) lets a frame attend to its whole window; ``"frame"`` only to itself,
+            as the published code does.
+        alignment_num_heads: heads of the alignment layer; ``None`` = the LLM's.
+        alignment_ffn_dim: feed-forward width of the alignment layer; ``None`` = 2 ``D`` (Table 1: 144M in all).
+        alignment_dropout: probability, in the alignment layer.
+        shrink_context: what the kept frames look back at (§2.3.1, Fig. 3): ``"dropped"`` the frames not kept,
+            ``"kept"`` (published code) the kept ones, or ``"all"``.
+        shrinking_num_heads: heads of the look-back attention; ``None`` = the LLM's.
+        shrinking_dropout: probability, on the look-back attention weights.
+        keep_blanks: whether a run of CTC blanks keeps one position (published code) or none.
+        mask_padding: whether frames beyond a recording's end are masked; the published code counts them all.
+        ctc_head: ``"tied"`` scores with the LLM's input embeddings, frozen, times a trained scale; ``"separate"``
+            with a matrix of its own, initialised from them.
+        ctc_blank_id: ``None`` = a trained blank row beside the matrix; an id = that row *is* the blank (released
+            layout).
+        ctc_token_ids: the LLM token ids that the CTC head may emit, ascending; ``None`` = all ``V``.
+        ctc_weight: weight of the CTC loss beside the cross-entropy in stage II (0.3).
+        audio_padding: ``"max_length"`` encodes full windows, as Whisper was trained; ``"longest"`` only what is there.
+        audio_model_id: Hub id of the encoder.
+        audio_model_revision: commit of the encoder. Set = its weights are read from there and not saved with ours.
+        text_model_id: Hub id of the LLM.
+        text_model_revision: commit of the LLM. Set = its weights are read from there and not saved with ours.
+        lora: ``{"r", "alpha", "target_modules"}`` of the LoRA tensors saved with the weights, ``None`` without.
+        pad_token_id: padding id of ``input_ids``; ``None`` = the LLM's.
+
+    Raises:
+        ValueError: for a value outside the choices above, naming the field.
+    """
+
+    model_type = "soundwave"
+    sub_configs_defaults = {
+        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    audio_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    audio_token_id: int | None = None
+    alignment_attention: str = "full"
+    alignment_num_heads: int | None = None
+    alignment_ffn_dim: int | None = None
+    alignment_dropout: float = 0.1
+    shrink_context: str = "dropped"
+    shrinking_num_heads: int | None = None
+    shrinking_dropout: float = 0.1
+    keep_blanks: bool = False
+    mask_padding: bool = True
+    ctc_head: str = "tied"
+    ctc_blank_id: int | None = None
+    ctc_token_ids: list | None = None
+    ctc_weight: float = 0.3
+    audio_padding: str = "max_length"
+    audio_model_id: str | None = None
+    audio_model_revision: str | None = None
+    text_model_id: str | None = None
+    text_model_revision: str | None = None
+    lora: dict | None = None
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = False
+
+    _CHOICES: ClassVar[dict[str, tuple]] = {
+        "alignment_attention": ("full", "frame"),
+        "shrink_context": ("dropped", "kept", "all"),
+        "ctc_head": ("tied", "separate"),
+        "audio_padding": ("max_length", "longest"),
+    }
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        for name, choices in self._CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"SoundwaveConfig.{name} is {getattr(self, name)!r}, expected one of {choices}.")
+        text = self.text_config
+        self.alignment_num_heads = self.alignment_num_heads or text.num_attention_heads
+        self.shrinking_num_heads = self.shrinking_num_heads or text.num_attention_heads
+        self.alignment_ffn_dim = self.alignment_ffn_dim or 2 * text.hidden_size
+        for name in ("alignment_num_heads", "shrinking_num_heads"):
+            if text.hidden_size % getattr(self, name):
+                raise ValueError(
+                    f"SoundwaveConfig.{name} is {getattr(self, name)}, expected a divisor of the LLM's width "
+                    f"{text.hidden_size}."
+                )
+        if self.ctc_token_ids is not None and sorted(set(self.ctc_token_ids)) != list(self.ctc_token_ids):
+            raise ValueError("SoundwaveConfig.ctc_token_ids must be ascending without repeats.")
+        if self.pad_token_id is None:
+            self.pad_token_id = text.pad_token_id
+
+    @property
+    def blank_id(self) -> int:
+        """Id of the CTC blank among the token ids that the head emits: ``V``, or the released layout's own row."""
+        return self.text_config.vocab_size if self.ctc_blank_id is None else self.ctc_blank_id
+
+    @property
+    def window_mel_frames(self) -> int:
+        """Length of an encoder window in mel frames of 10 ms (3,000 for Whisper)."""
+        return 2 * self.audio_config.max_source_positions
+
+
+SoundwaveConfig.register_for_auto_class()

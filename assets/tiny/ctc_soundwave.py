@@ -1,0 +1,350 @@
+"""CTC over the LLM's own vocabulary: head, loss without (B, A, V), greedy labels, collapse, seams of windows.
+
+Letters: B batch, n windows or recordings, A aligned frames (40 ms), U target tokens, D LLM width, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+START_LENGTH = 2.0  # of a scoring row, for frames of length sqrt(D)
+FRAMES_PER_CHUNK = 1024  # frames whose V scores exist at once: 0.5 GB in fp32 at V = 128k
+
+
+class CTCHead(nn.Module):
+    """Scores aligned frames against rows that *are* LLM tokens (§2.2.1).
+
+    ``"tied"``: frozen rows of the LLM's input embeddings and a trained scale on the frames. ``"separate"``: rows of
+    its own. The blank is a trained row beside the matrix, or one of its rows when ``config.ctc_blank_id`` says so.
+
+    Args:
+        config: a `SoundwaveConfig`.
+        holds_rows: whether the rows live here; ``False`` = the caller passes the LLM's embedding matrix.
+    """
+
+    def __init__(self, config, holds_rows: bool):
+        super().__init__()
+        text = config.text_config
+        n_rows = text.vocab_size if config.ctc_token_ids is None else len(config.ctc_token_ids)
+        self.blank_id = config.blank_id
+        self.token_ids = config.ctc_token_ids
+        self.tied = config.ctc_head == "tied"
+        self.weight = nn.Parameter(torch.empty(n_rows, text.hidden_size)) if holds_rows else None
+        self.log_scale = nn.Parameter(torch.zeros(())) if self.tied else None
+        self.blank = nn.Parameter(torch.zeros(text.hidden_size)) if config.ctc_blank_id is None else None
+        if self.tied and self.weight is not None:
+            self.weight.requires_grad_(False)
+
+    @torch.no_grad()
+    def init_from_embeddings(self, rows: torch.Tensor) -> None:
+        """Start from the LLM's embedding rows (V or R, D) at length 2: own rows each, a tied head's on average.
+
+        The blank starts in a random direction, as loud as the rows. At 0 it loses every early frame to the loudest
+        rows, and the head learns to stretch tokens over the silence instead of emitting peaks.
+        """
+        loud = START_LENGTH / rows.float().norm(dim=-1).mean()
+        length = START_LENGTH
+        if self.tied:
+            self.log_scale.copy_(loud.log())
+            length = START_LENGTH / loud
+        if self.weight is not None:
+            own = nn.functional.normalize(rows.float(), dim=-1) * START_LENGTH
+            self.weight.copy_(rows.float() if self.tied else own)
+        if self.blank is not None:
+            nn.init.normal_(self.blank)
+            self.blank.mul_(length / self.blank.norm())
+
+    def rows(self, embeddings: torch.Tensor | None) -> torch.Tensor:
+        """The scoring rows (R, D): our own, or those of ``embeddings`` (V, D) that the head may emit."""
+        return self.weight if self.weight is not None else self.allowed_rows(embeddings)
+
+    def allowed_rows(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """The rows (R, D) of the LLM's embeddings (V, D) that the head may emit."""
+        if self.token_ids is None:
+            return embeddings
+        return embeddings[torch.tensor(self.token_ids, device=embeddings.device)]
+
+    def scaled(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames (..., D) times the trained scale, so that nothing of size V x D is built per step."""
+        return frames * self.log_scale.exp() if self.tied else frames
+
+    def _to_rows(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """LLM token ids -> row numbers of a restricted vocabulary."""
+        if self.token_ids is None:
+            return token_ids
+        allowed = torch.tensor(self.token_ids, device=token_ids.device)
+        rows = torch.searchsorted(allowed, token_ids.contiguous()).clamp(max=len(self.token_ids) - 1)
+        if not bool((allowed[rows] == token_ids).all()):
+            raise ValueError("CTC targets hold token ids that config.ctc_token_ids does not list; widen that list.")
+        return rows
+
+    @torch.no_grad()
+    def labels(self, frames: torch.Tensor, embeddings: torch.Tensor | None = None) -> torch.Tensor:
+        """Arg-max token ids (n, A) of frames (n, A, D); the blank is ``config.blank_id``."""
+        best = linear_argmax(self.scaled(frames), self.rows(embeddings), self.blank)
+        if self.token_ids is None:
+            return best
+        return torch.tensor([*self.token_ids, self.blank_id], device=best.device)[best]
+
+    def loss(self, frames, frame_lengths, labels, label_lengths, embeddings=None) -> torch.Tensor:
+        """CTC losses (n,) of frames (n, A, D) against LLM token ids (n, U); an impossible target counts as 0."""
+        if len(frames) == 0:  # no transcript in the batch: a zero that still reaches every trained tensor
+            trained = sum(p.sum() for p in self.parameters() if p.requires_grad)
+            return self.scaled(frames).sum(dim=(1, 2)) + 0.0 * trained
+        rows = self.rows(embeddings)
+        blank = len(rows) if self.blank is not None else int(self._to_rows(torch.tensor([self.blank_id]))[0])
+        inside = torch.arange(labels.shape[1], device=labels.device) < label_lengths[:, None]
+        filler = self.token_ids[0] if self.token_ids is not None else 0
+        return linear_ctc_loss(
+            self.scaled(frames),
+            rows,
+            self._to_rows(labels.masked_fill(~inside, filler)),
+            frame_lengths,
+            label_lengths,
+            blank=blank,
+            reduction="none",
+            zero_infinity=True,
+            blank_weight=self.blank,
+        )
+
+
+def linear_argmax(hidden: torch.Tensor, weight: torch.Tensor, blank_weight: torch.Tensor | None) -> torch.Tensor:
+    """Arg-max over ``hidden @ weight.T`` (``blank_weight`` as row V): (n, A, D) -> (n, A), in chunks of frames."""
+    flat = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)
+    best = []
+    for chunk in flat.split(FRAMES_PER_CHUNK):
+        score, index = (chunk @ weight.T).max(dim=-1)
+        if blank_weight is not None:
+            index = torch.where(chunk @ blank_weight.to(weight.dtype) > score, len(weight), index)
+        best.append(index)
+    return torch.cat(best).view(hidden.shape[:-1]) if best else flat.new_zeros(hidden.shape[:-1], dtype=torch.long)
+
+
+class _LinearCTC(torch.autograd.Function):
+    """Per-item CTC losses from hidden states and scoring rows; see `linear_ctc_loss`.
+
+    Only the blank and the target labels enter the lattice; over all V rows one log-sum-exp per frame is needed.
+    With posteriors g (B, A, U + 1) of the lattice columns c, d loss / d hidden = softmax(h W) W - g W[c]. The first
+    term does not depend on g, so the forward pass stores the sum of both, (B, A, D), and recomputes nothing. A trained
+    matrix needs its softmax once more in the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, input_lengths, target_lengths, blank, zero_infinity, blank_weight):
+        B, A, D = hidden.shape
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        h = hidden.to(weight.dtype)
+        blank_row = weight[blank] if blank_weight is None else blank_weight.to(weight.dtype)
+        need_hidden = ctx.needs_input_grad[0]
+
+        lse = hidden.new_empty(B * A, dtype=dtype)
+        expected = hidden.new_empty(B * A if need_hidden else 0, D, dtype=dtype)  # softmax(h W) W
+        for start in range(0, B * A, FRAMES_PER_CHUNK):
+            frames = slice(start, start + FRAMES_PER_CHUNK)
+            scores = _scores(h.view(B * A, D)[frames], weight, blank_weight, dtype)
+            lse[frames] = scores.logsumexp(dim=-1)
+            if need_hidden:
+                p = scores.sub_(lse[frames, None]).exp_()
+                rows = p[:, : len(weight)].to(weight.dtype) @ weight
+                if blank_weight is not None:
+                    rows = rows + p[:, len(weight) :].to(weight.dtype) * blank_row
+                expected[frames] = rows.to(dtype)
+        lse = lse.view(B, A)
+
+        columns, lattice_targets = _lattice(targets, target_lengths)  # (B, U) labels, each class once
+        rows = torch.cat([blank_row.expand(B, 1, D), weight[columns]], dim=1)  # (B, U + 1, D)
+        log_p = torch.einsum("bad,bud->bau", h, rows).to(dtype) - lse[..., None]
+        with torch.enable_grad():
+            leaf = log_p.detach().requires_grad_()
+            losses = F.ctc_loss(
+                leaf.transpose(0, 1), lattice_targets, input_lengths, target_lengths, 0, "none", zero_infinity
+            )
+            (grad,) = torch.autograd.grad(losses.sum(), leaf)
+        losses = losses.detach()
+
+        # F.ctc_loss gives exp(log_p) - g, on the assumption that a full log-softmax stands in front of it.
+        counted = torch.arange(A, device=hidden.device) < input_lengths[:, None]
+        if zero_infinity:
+            counted = counted & _feasible(targets, input_lengths, target_lengths)[:, None]
+        posterior = (log_p.exp() - grad) * counted[..., None]
+        grad_hidden = None
+        if need_hidden:
+            pull = torch.einsum("bau,bud->bad", posterior.to(rows.dtype), rows).to(dtype)
+            grad_hidden = expected.view(B, A, D).mul_(counted[..., None]).sub_(pull)
+        ctx.save_for_backward(hidden, weight, blank_weight, grad_hidden, posterior, columns, lse, counted)
+        ctx.blank = blank
+        return losses
+
+    @staticmethod
+    def backward(ctx, grad_losses):
+        hidden, weight, blank_weight, grad_hidden, posterior, columns, lse, counted = ctx.saved_tensors
+        B, A, D = hidden.shape
+        dtype = lse.dtype
+        d_hidden = d_weight = d_blank = None
+        if grad_hidden is not None:
+            d_hidden = (grad_hidden * grad_losses.to(dtype)[:, None, None]).to(hidden.dtype)
+        h = hidden.to(dtype) * (grad_losses.to(dtype)[:, None, None] * counted[..., None])  # frames by their share
+        pull = torch.einsum("bau,bad->bud", posterior, h)  # (B, U + 1, D)
+        if ctx.needs_input_grad[1]:
+            d_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
+            flat, flat_h = hidden.to(weight.dtype).view(B * A, D), h.view(B * A, D)
+            for start in range(0, B * A, FRAMES_PER_CHUNK):
+                frames = slice(start, start + FRAMES_PER_CHUNK)
+                p = (_scores(flat[frames], weight, None, dtype) - lse.view(-1)[frames, None]).exp_()
+                d_weight.addmm_(p.T, flat_h[frames])
+            d_weight.index_add_(0, columns.reshape(-1), -pull[:, 1:].reshape(-1, D))
+            if blank_weight is None:
+                d_weight[ctx.blank] -= pull[:, 0].sum(dim=0)
+            d_weight = d_weight.to(weight.dtype)
+        if blank_weight is not None and ctx.needs_input_grad[7]:
+            blank_scores = hidden.to(weight.dtype) @ blank_weight.to(weight.dtype)
+            p = (blank_scores.to(dtype) - lse).exp()  # (B, A)
+            d_blank = (torch.einsum("ba,bad->d", p, h) - pull[:, 0].sum(dim=0)).to(blank_weight.dtype)
+        return d_hidden, d_weight, None, None, None, None, None, d_blank
+
+
+def _scores(h, weight, blank_weight, dtype):
+    """Scores (frames, V) or, with a blank row beside the matrix, (frames, V + 1)."""
+    scores = (h @ weight.T).to(dtype)
+    if blank_weight is None:
+        return scores
+    return torch.cat([scores, (h @ blank_weight.to(h.dtype)).to(dtype)[:, None]], dim=1)
+
+
+def _lattice(targets, target_lengths):
+    """Targets (B, U) -> the labels (B, U) of lattice columns 1..U and the targets as column numbers.
+
+    Repeated labels share the column of their first occurrence: CTC must see that they are equal.
+    """
+    U = targets.shape[1]
+    inside = torch.arange(U, device=targets.device) < target_lengths[:, None]
+    columns = targets.masked_fill(~inside, 0)
+    first = (columns[:, :, None] == columns[:, None, :]).long().argmax(dim=-1) if U else columns
+    return columns, first + 1
+
+
+def _feasible(targets, input_lengths, target_lengths):
+    """Whether a target fits its frames: equal neighbours need a blank between them. (B,) bool."""
+    inside = torch.arange(targets.shape[1], device=targets.device) < target_lengths[:, None]
+    repeats = ((targets[:, 1:] == targets[:, :-1]) & inside[:, 1:]).sum(dim=1)
+    return target_lengths + repeats <= input_lengths
+
+
+def linear_ctc_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    input_lengths: torch.Tensor,
+    target_lengths: torch.Tensor,
+    blank: int,
+    reduction: str = "mean",
+    zero_infinity: bool = False,
+    blank_weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`F.ctc_loss` of ``log_softmax(hidden @ weight.T)`` without ever building (B, A, V) (Graves et al. 2006).
+
+    Args:
+        hidden: frames (B, A, D).
+        weight: one row per label (V, D), frozen or trained.
+        targets: labels (B, U), padded with anything.
+        input_lengths: frames that count (B,).
+        target_lengths: labels that count (B,); 0 = nothing is said.
+        blank: label of the blank: a row of ``weight``, or V when ``blank_weight`` is given.
+        reduction: ``"mean"`` (losses over target lengths, then the mean, as `F.ctc_loss`), ``"sum"``, ``"none"``.
+        zero_infinity: whether a target that does not fit its frames counts as loss 0 with gradient 0.
+        blank_weight: a blank row (D,) beside ``weight``.
+
+    Returns:
+        A scalar, or (B,) for ``"none"``.
+
+    Raises:
+        ValueError: for another reduction, or a ``blank`` that does not fit ``blank_weight``.
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'.")
+    if (blank == len(weight)) != (blank_weight is not None):
+        raise ValueError(
+            f"blank is {blank} with {len(weight)} rows in weight: give blank_weight for blank = {len(weight)}, "
+            "or a row of weight without it."
+        )
+    losses = _LinearCTC.apply(
+        hidden, weight, targets, input_lengths, target_lengths, blank, zero_infinity, blank_weight
+    )
+    if reduction == "mean":
+        return (losses / target_lengths.clamp(min=1)).mean()
+    return losses.sum() if reduction == "sum" else losses
+
+
+def collapse_runs(token_ids: torch.Tensor, mask: torch.Tensor, blank: int, keep_blanks: bool) -> torch.Tensor:
+    """Which frames stay: the first of each run of equal labels, without blanks unless kept (§2.3.1).
+
+    A recording whose frames are all blank keeps its blank runs, so that it yields at least one position.
+
+    Args:
+        token_ids: arg-max labels (n, A).
+        mask: valid frames (n, A) bool, valid ones first.
+        blank: label of the blank.
+        keep_blanks: whether a run of blanks keeps its first frame.
+
+    Returns:
+        (n, A) bool.
+    """
+    starts = torch.ones_like(mask)
+    starts[:, 1:] = token_ids[:, 1:] != token_ids[:, :-1]
+    starts &= mask
+    if keep_blanks:
+        return starts
+    spoken = starts & (token_ids != blank)
+    return torch.where(spoken.any(dim=1, keepdim=True), spoken, starts)
+
+
+def seam_windows(
+    token_ids: torch.Tensor, lengths: torch.Tensor, offsets: torch.Tensor, audio_index: torch.Tensor, blank: int
+) -> torch.Tensor:
+    """Which frames of overlapping windows make up the whole recordings.
+
+    Two neighbours of one recording meet in the middle of the longest run that is blank in both; where they share no
+    blank frame, in the middle of the overlap.
+
+    Args:
+        token_ids: arg-max labels per window (n, A).
+        lengths: valid frames per window (n,).
+        offsets: start of each window in its recording, in aligned frames (n,).
+        audio_index: recording of each window (n,), ascending; windows of a recording ascend in time.
+        blank: label of the blank.
+
+    Returns:
+        (n, A) bool: each instant of a recording is kept in exactly one window.
+    """
+    n, A = token_ids.shape
+    frame = torch.arange(A, device=token_ids.device)
+    start, end = torch.zeros_like(lengths), lengths
+    joined = audio_index[1:] == audio_index[:-1]
+    if bool(joined.any()):
+        shift = (offsets[1:] - offsets[:-1])[:, None]  # (n - 1, 1) frames between the two starts
+        inside = (frame >= shift) & (frame < lengths[:-1, None]) & (frame - shift < lengths[1:, None])
+        later = token_ids[1:].gather(1, (frame - shift).clamp(0, A - 1))
+        quiet = inside & (token_ids[:-1] == blank) & (later == blank)
+        # Length of the quiet run that ends at each frame: distance to the last frame that was not quiet.
+        last_loud = torch.where(quiet, -1, frame).cummax(dim=1).values
+        run = torch.where(quiet, frame - last_loud, 0)
+        longest, run_end = run.max(dim=1)
+        middle = torch.where(longest > 0, run_end + 1 - (longest + 1) // 2, (shift[:, 0] + lengths[:-1] + 1) // 2)
+        seam = torch.where(joined, middle, lengths[:-1])
+        end = torch.cat([torch.minimum(seam, lengths[:-1]), lengths[-1:]])
+        start = torch.cat([lengths.new_zeros(1), torch.where(joined, seam - shift[:, 0], 0)])
+    return (frame >= start[:, None]) & (frame < end[:, None])
+
+
+def pack_rows(values: torch.Tensor, keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move the kept entries of each row to its front: (n, A, ...) and (n, A) bool -> (n, K, ...), lengths (n,).
+
+    Entries beyond a row's length are 0. K is the largest length.
+    """
+    lengths = keep.sum(dim=1)
+    longest = int(lengths.max()) if len(keep) else 0
+    order = keep.int().argsort(dim=1, descending=True, stable=True)[:, :longest]
+    shape = order.shape + (1,) * (values.dim() - 2)
+    packed = values.gather(1, order.view(shape).expand(order.shape + values.shape[2:]))
+    inside = torch.arange(longest, device=keep.device) < lengths[:, None]
+    return packed * inside.view(shape).to(packed.dtype), lengths

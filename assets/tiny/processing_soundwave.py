@@ -1,0 +1,389 @@
+"""SoundwaveProcessor: recordings and conversations to the tensors of a Soundwave model.
+
+Letters: `B` batch, `N` prompt tokens, `M` mel bins, `T` mel frames (10 ms).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AddedToken,
+    AutoConfig,
+    AutoTokenizer,
+    BatchFeature,
+    ProcessorMixin,
+    WhisperFeatureExtractor,
+)
+
+from .audio_soundwave import load_audio, log_mel_windows, recordings_list
+from .chat_soundwave import (
+    CUT,
+    DEFAULT_TEMPLATE_KWARGS,
+    ChatError,
+    Turn,
+    answer_ids,
+    chat_ids,
+    fill_recordings,
+    render,
+    split_conversation,
+    template_key,
+)
+
+# Appendix C of the paper: the system prompt of all training and decoding.
+SYSTEM_PROMPT = (
+    "You are a helpful language and speech assistant. You are able to understand the speech content that the user "
+    "provides and assist the user with a variety of tasks using natural language."
+)
+TRANSCRIPTION_PROMPT = "Transcribe the speech."
+POSITIONS_PER_SECOND = 50  # of the encoder: two mel frames each
+AUDIO_INPUTS = ["input_features", "input_features_mask", "window_offsets", "windows_per_audio"]
+
+
+class SoundwaveProcessor(ProcessorMixin):
+    """Recordings and conversations to token ids and windows of log-mel features, and ids back to text.
+
+    Args:
+        feature_extractor: The audio encoder's log-mel front end.
+        tokenizer: The LLM's tokenizer. `audio_token` is added to it where missing (the model's embeddings are not
+            resized), a missing padding token becomes the end-of-sequence token, and padding is on the left.
+        chat_template: The LLM's chat template; `None`: the tokenizer's.
+        audio_token: The placeholder of one recording.
+        system_prompt: Used when a conversation brings no system turn; `None` or `""`: none is added.
+        transcription_prompt: The instruction when recordings come without text.
+        audio_padding: `"max_length"`: every window padded to its full length (30 s for Whisper). `"longest"`: to the
+            longest of the batch. Must be the model's `audio_padding`.
+        chat_template_kwargs: Arguments of the chat template, pinned so that prompts stay those of the training.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: WhisperFeatureExtractor,
+        tokenizer: Any,
+        chat_template: str | None = None,
+        audio_token: str = "<|audio|>",
+        system_prompt: str | None = SYSTEM_PROMPT,
+        transcription_prompt: str = TRANSCRIPTION_PROMPT,
+        audio_padding: str = "max_length",
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ):
+        if audio_padding not in ("max_length", "longest"):
+            raise ValueError(f"audio_padding is {audio_padding!r}; expected 'max_length' or 'longest'.")
+        if tokenizer.eos_token is None:
+            raise ValueError("The tokenizer has no eos_token; set the one that closes an answer of this LLM.")
+        if audio_token not in tokenizer.added_tokens_encoder:
+            tokenizer.add_tokens([AddedToken(audio_token, special=True, normalized=False)], special_tokens=True)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template or _template_of(tokenizer))
+        self.audio_token = audio_token
+        self.audio_token_id: int = tokenizer.convert_tokens_to_ids(audio_token)
+        self.system_prompt = system_prompt
+        self.transcription_prompt = transcription_prompt
+        self.audio_padding = audio_padding
+        self.chat_template_kwargs = {**DEFAULT_TEMPLATE_KWARGS, **(chat_template_kwargs or {})}
+
+    @classmethod
+    def from_components(
+        cls,
+        audio_model: str,
+        text_model: str,
+        audio_revision: str | None = None,
+        text_revision: str | None = None,
+        **fields: Any,
+    ) -> "SoundwaveProcessor":
+        """A processor for an encoder and an LLM.
+
+        Args:
+            audio_model: Folder or Hub id of a Whisper checkpoint: its mel bins and window length.
+            text_model: Folder or Hub id of the LLM: its tokenizer and chat template.
+            audio_revision: Commit or branch of the first.
+            text_revision: Commit or branch of the second.
+            fields: Arguments of `SoundwaveProcessor`.
+        """
+        config = AutoConfig.from_pretrained(audio_model, revision=audio_revision)
+        missing = [name for name in ("num_mel_bins", "max_source_positions") if not hasattr(config, name)]
+        if missing:
+            raise ValueError(
+                f"{audio_model!r} is a {config.model_type} checkpoint without {' and '.join(missing)}; expected a "
+                "Whisper encoder."
+            )
+        seconds, rest = divmod(config.max_source_positions, POSITIONS_PER_SECOND)
+        if rest or not seconds:
+            raise ValueError(
+                f"{audio_model!r} has max_source_positions={config.max_source_positions}; expected a multiple of "
+                f"{POSITIONS_PER_SECOND}: windows are whole seconds."
+            )
+        # Everything else of Whisper's front end is the same for all of its sizes.
+        extractor = WhisperFeatureExtractor(
+            feature_size=config.num_mel_bins, chunk_length=seconds, return_attention_mask=True
+        )
+        return cls(extractor, AutoTokenizer.from_pretrained(text_model, revision=text_revision), **fields)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """The names of the tensors a call can return."""
+        return ["input_ids", "attention_mask", *AUDIO_INPUTS]
+
+    # Audio
+
+    def load_audio(self, source: Any, sampling_rate: int | None = None) -> np.ndarray:
+        """Any recording as mono float32 at 16 kHz, (n,); see `audio_soundwave.load_audio`."""
+        return load_audio(source, sampling_rate)
+
+    def audio_features(self, waveforms: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        """Windows of log-mel features of waveforms from `load_audio`.
+
+        Returns:
+            `input_features` (n_windows, M, T), `input_features_mask` (n_windows, T), `window_offsets` (n_windows,) in
+            mel frames, `windows_per_audio` (n_audios,).
+        """
+        return log_mel_windows(waveforms, self.feature_extractor, self.audio_padding)
+
+    # Text
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Ids up to where the answer begins; a final assistant's message is the answer and left out."""
+        return list(self._ids(self._prompt_turns(messages), "prompt"))
+
+    def prompt_and_answer_ids(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
+        """Ids of the prompt, and of the final assistant's answer with its closing token."""
+        turns = self._turns(messages)
+        if not turns or turns[-1][0] != "assistant":
+            raise ChatError(
+                f"The last of {len(turns)} messages is not the assistant's; expected the answer there. "
+                "Use prompt_ids for a conversation without it."
+            )
+        prompt = self._ids(turns[:-1], "prompt")
+        return list(prompt), answer_ids(self.tokenizer, prompt, self._ids(turns))
+
+    def ctc_label_ids(self, text: str) -> list[int]:
+        """Ids of a transcript, the same as the same text has as an answer: they are compared token by token."""
+        if not text.strip():
+            return []
+        question: Turn = ("user", (self.transcription_prompt,))
+        prompt = self._ids((question,), "prompt")
+        empty = answer_ids(self.tokenizer, prompt, self._ids((question, ("assistant", ("",)))))
+        answer = answer_ids(self.tokenizer, prompt, self._ids((question, ("assistant", (text,)))))
+        # What the empty answer has as well the template wrote: perhaps closed thoughts, surely the closing token. A
+        # space before the text belongs to the answer.
+        opening = 0
+        while opening < min(len(empty), len(answer)) - 1 and empty[opening] == answer[opening]:
+            opening += 1
+        return answer[opening if self.tokenizer.decode(answer[:opening]).strip() else 0 : -1]
+
+    def example_messages(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The conversation of a training or evaluation row: audio, then the instruction, then the answer if any.
+
+        A row with `messages` keeps them; audio items that name no recording take those of `audio` in order.
+        """
+        audio = row.get("audio")
+        recordings = list(audio) if isinstance(audio, list | tuple) else [] if audio is None else [audio]
+        if row.get("messages"):
+            return fill_recordings(row["messages"], recordings)
+        content: list[dict[str, Any]] = [{"type": "audio", "audio": recording} for recording in recordings]
+        if row.get("instruction"):
+            content.append({"type": "text", "text": row["instruction"]})
+        messages = [{"role": "user", "content": content}]
+        if row.get("answer") is not None:
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": row["answer"].strip()}]})
+        return messages
+
+    def recordings_of(self, messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """The recordings of a conversation in order of appearance, each something `load_audio` takes."""
+        recordings = split_conversation(messages)[1]
+        if any(recording is None for recording in recordings):
+            raise ChatError("An audio item names no recording; expected one of the keys 'path', 'url' and 'audio'.")
+        return recordings
+
+    def _turns(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
+        turns = split_conversation(messages)[0]
+        if self.system_prompt and not any(role == "system" for role, _ in turns):
+            turns = (("system", (self.system_prompt,)), *turns)
+        return turns
+
+    def _prompt_turns(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
+        turns = self._turns(messages)
+        return turns[:-1] if turns and turns[-1][0] == "assistant" else turns
+
+    def _ids(self, turns: tuple[Turn, ...], ending: str = "") -> tuple[int, ...]:
+        key = template_key(self.chat_template_kwargs)
+        return chat_ids(self.tokenizer, len(self.tokenizer), self.chat_template, key, self.audio_token, turns, ending)
+
+    # Calls
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        tokenize: bool = True,
+        return_dict: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        sanitize_control_tokens: bool = True,
+        return_tensors: str | None = "pt",
+        sampling_rate: int | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        tools: Any = None,
+        documents: Any = None,
+        load_audio_from_video: bool = False,
+        padding: Any = True,
+        **template_kwargs: Any,
+    ) -> BatchFeature | torch.Tensor | str | list[str]:
+        """Write one conversation, or a list of them, with the LLM's chat template, and load the recordings in it.
+
+        Args:
+            conversation: Messages whose content is a string or a list of `{"type": "text", "text": ...}` and
+                `{"type": "audio", "path" | "url" | "audio": ...}`.
+            chat_template: Another template for this call.
+            tokenize: `False` returns the written text instead of tensors: for reading, since control tokens in texts
+                can no longer be told from the template's.
+            return_dict: `False` returns `input_ids` alone.
+            add_generation_prompt: Open the assistant's turn at the end; `None`: unless the last message is its own.
+            continue_final_message: Leave the last message open instead, to be continued.
+            sanitize_control_tokens: Must stay `True`: special tokens and placeholders in texts stay text. Trusted text
+                goes through `processor(text=...)`.
+            return_tensors: Always PyTorch.
+            sampling_rate: Rate of recordings given as bare waveforms, in Hz.
+            processor_kwargs: May hold `sampling_rate` or `audio_kwargs` instead.
+            tools: Not supported.
+            documents: Not supported.
+            load_audio_from_video: Not supported.
+            padding: Batches are always padded.
+            template_kwargs: Arguments of the template, over the pinned ones.
+
+        Returns:
+            The tensors of `__call__`.
+        """
+        _refuse(tools=tools, documents=documents, load_audio_from_video=load_audio_from_video)
+        _check_tensors(return_tensors)
+        if not sanitize_control_tokens:
+            raise ValueError(
+                "sanitize_control_tokens=False is not supported; trusted text goes to processor(text=...)."
+            )
+        if continue_final_message and add_generation_prompt:
+            raise ValueError("add_generation_prompt and continue_final_message exclude each other; drop one of them.")
+        batched = len(conversation) > 0 and not isinstance(conversation[0], Mapping)
+        conversations = [getattr(chat, "messages", chat) for chat in conversation] if batched else [conversation]
+        if not conversations or not all(conversations):
+            raise ChatError("A conversation has no messages; expected at least one.")
+        template = chat_template or self.chat_template
+        key = template_key({**self.chat_template_kwargs, **template_kwargs})
+        rows: list[tuple[int, ...]] = []
+        texts: list[str] = []
+        for chat in conversations:
+            opens = chat[-1]["role"] != "assistant" if add_generation_prompt is None else add_generation_prompt
+            ending = "continue" if continue_final_message else "prompt" if opens else ""
+            written = (template, key, self.audio_token, self._turns(chat), ending)
+            if tokenize:
+                rows.append(chat_ids(self.tokenizer, len(self.tokenizer), *written))
+            else:
+                texts.append(render(self.tokenizer, *written).replace(CUT, ""))
+        if not tokenize:
+            return texts if batched else texts[0]
+        rate = _sampling_rate(sampling_rate, **(processor_kwargs or {}))
+        recordings = [recording for chat in conversations for recording in self.recordings_of(chat)]
+        batch = self._batch(rows, [load_audio(recording, rate) for recording in recordings])
+        return batch if return_dict else batch["input_ids"]
+
+    def __call__(
+        self,
+        audio: Any = None,
+        text: str | Sequence[str] | None = None,
+        sampling_rate: int | None = None,
+        return_tensors: str | None = "pt",
+        audio_kwargs: Mapping[str, Any] | None = None,
+        images: Any = None,
+        videos: Any = None,
+        padding: Any = True,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Recordings and *trusted* text to the model's inputs; special tokens in the text count.
+
+        Args:
+            audio: One recording or a list of them, each as `load_audio` takes it. Without `text`, each gets the
+                transcription prompt.
+            text: One text or a list, with one `audio_token` per recording.
+            sampling_rate: Rate of recordings given as bare waveforms, in Hz.
+            return_tensors: Always PyTorch.
+            audio_kwargs: May hold `sampling_rate` instead.
+            images: Not supported.
+            videos: Not supported.
+            padding: Batches are always padded, on the left.
+            kwargs: None is supported; named in the error.
+
+        Returns:
+            `input_ids`, `attention_mask` (B, N); with audio also `input_features` (n_windows, M, T),
+            `input_features_mask` (n_windows, T), `window_offsets` (n_windows,) and `windows_per_audio` (n_audios,).
+        """
+        _refuse(images=images, videos=videos, **kwargs)
+        _check_tensors(return_tensors)
+        rate = _sampling_rate(sampling_rate, audio_kwargs)
+        waveforms = [load_audio(recording, rate) for recording in recordings_list(audio)]
+        if text is None:
+            instruction = [{"type": "audio"}, {"type": "text", "text": self.transcription_prompt}]
+            rows = [self._ids(self._turns([{"role": "user", "content": instruction}]), "prompt")] * len(waveforms)
+        else:
+            rows = [self._text_ids(one) for one in ([text] if isinstance(text, str) else text)]
+        return self._batch(rows, waveforms)
+
+    def _text_ids(self, text: str) -> tuple[int, ...]:
+        # A rendered chat template brings its own beginning-of-sequence token; a second one would be added here.
+        bos = self.tokenizer.bos_token
+        begins = bool(bos) and text.startswith(bos)
+        return tuple(self.tokenizer(text, add_special_tokens=not begins)["input_ids"])
+
+    def _batch(self, rows: Sequence[Sequence[int]], waveforms: Sequence[np.ndarray]) -> BatchFeature:
+        """Pad the rows on the left and add the features, after counting placeholders against recordings."""
+        if not rows:
+            raise ValueError("Neither audio nor text was given; expected at least one of them.")
+        placeholders = sum(row.count(self.audio_token_id) for row in rows)
+        if placeholders != len(waveforms):
+            raise ValueError(
+                f"The text has {placeholders} audio placeholders {self.audio_token} for {len(waveforms)} recordings; "
+                "expected as many of one as of the other. Add or remove placeholders or recordings."
+            )
+        longest = max(map(len, rows))
+        input_ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)  # (B, N)
+        attention_mask = torch.zeros_like(input_ids)
+        for index, row in enumerate(rows):
+            start = longest - len(row)
+            input_ids[index, start:] = torch.tensor(row, dtype=torch.long)
+            attention_mask[index, start:] = 1
+        features = self.audio_features(waveforms) if waveforms else {}
+        return BatchFeature({"input_ids": input_ids, "attention_mask": attention_mask, **features})
+
+
+def _template_of(tokenizer: Any) -> str:
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"The tokenizer {tokenizer.name_or_path!r} has no chat template; use the instruction-tuned LLM, or pass "
+            "chat_template=."
+        )
+    return tokenizer.get_chat_template()
+
+
+def _sampling_rate(given: int | None, audio_kwargs: Mapping[str, Any] | None = None, **kwargs: Any) -> int | None:
+    """The rate, wherever the caller put it; `padding` may stand beside it and changes nothing."""
+    named = {**kwargs, **(audio_kwargs or {})}
+    rate = named.pop("sampling_rate", None)
+    named.pop("padding", None)
+    _refuse(**named)
+    return given or rate
+
+
+def _refuse(**arguments: Any) -> None:
+    """Refuse what would change nothing: an argument that is ignored in silence is a wrong result."""
+    given = sorted(name for name, value in arguments.items() if value is not None and value is not False)
+    if given:
+        raise ValueError(f"SoundwaveProcessor does not support the arguments {', '.join(given)}; leave them out.")
+
+
+def _check_tensors(return_tensors: str | None) -> None:
+    if return_tensors not in ("pt", None):
+        raise ValueError(f"return_tensors is {return_tensors!r}; the processor returns PyTorch tensors ('pt').")
+
+
+SoundwaveProcessor.register_for_auto_class()

@@ -1,0 +1,258 @@
+"""The speech side: recordings into the LLM's space, with or without an LLM behind it.
+
+Letters as in `modeling_soundwave`: M mel bins, T mel frames (10 ms), E encoder frames (20 ms), A aligned frames
+(40 ms), K kept frames, U target tokens, D_e and D widths, V LLM vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from .configuration_soundwave import SoundwaveConfig
+from .ctc_soundwave import CTCHead, collapse_runs, pack_rows, seam_windows
+from .loading_soundwave import SoundwaveLoadingMixin
+from .shrinking_soundwave import AlignmentAdapter, ShrinkingAdapter
+
+MEL_PER_ENCODER_FRAME = 2  # 10 ms -> 20 ms
+MEL_PER_ALIGNED_FRAME = 4  # 10 ms -> 40 ms
+
+
+class AlignedAudio(NamedTuple):
+    """Whole recordings in the LLM's space."""
+
+    frames: torch.Tensor  # (n_audios, A, D)
+    mask: torch.Tensor  # (n_audios, A) bool, valid frames first
+    token_ids: torch.Tensor  # (n_audios, A) arg-max of the CTC head
+
+
+@dataclass
+class SoundwaveCTCOutput(ModelOutput):
+    """Output of `SoundwaveForCTC`: losses (), and per recording the arg-max ids (n_audios, A) with their mask."""
+
+    loss: torch.Tensor | None = None
+    ctc_loss: torch.Tensor | None = None
+    token_ids: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+
+class SoundwavePreTrainedModel(SoundwaveLoadingMixin, PreTrainedModel):
+    """What all Soundwave models share: configuration, initialisation, loading and saving of stage repositories."""
+
+    config_class = SoundwaveConfig
+    config: SoundwaveConfig
+    main_input_name = "input_features"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def _init_weights(self, module):
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, CTCHead):
+            if module.weight is not None:
+                nn.init.normal_(module.weight, std=self.config.text_config.hidden_size**-0.5)
+            for parameter in (module.log_scale, module.blank):
+                if parameter is not None:
+                    nn.init.zeros_(parameter)
+
+    def train(self, mode: bool = True):
+        """Training mode for the parts that are trained; frozen ones stay in evaluation mode (no dropout)."""
+        super().train(mode)
+        for module in self.children():
+            if mode and not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
+        return self
+
+
+class SoundwaveForCTC(SoundwavePreTrainedModel):
+    """Encoder, alignment adapter and CTC head: what stage I trains; transcribes without an LLM (§2.2)."""
+
+    _holds_llm = False
+    _AUTO_CLASSES: tuple[str, ...] = ("AutoModel", "AutoModelForCTC")
+
+    def __init__(self, config: SoundwaveConfig, audio_tower: nn.Module | None = None):
+        super().__init__(config)
+        if config.audio_config.model_type != "whisper":
+            raise ValueError(
+                f"audio_config is a {config.audio_config.model_type!r}; the encoder that Soundwave runs is whisper."
+            )
+        self.audio_tower = audio_tower or WhisperEncoder._from_config(config.audio_config)
+        self.audio_tower.requires_grad_(False)  # frozen in every stage (Fig. 2); a run may unfreeze it
+        self.alignment_adapter = AlignmentAdapter(config)
+        self.ctc_head = CTCHead(config, holds_rows=config.ctc_head == "separate" or not self._holds_llm)
+        if type(self) is SoundwaveForCTC:
+            self.post_init()
+
+    def ctc_rows(self) -> torch.Tensor | None:
+        """The LLM's embedding matrix (V, D) for a tied head; ``None`` where the head holds its rows itself."""
+        return None
+
+    def encode(self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The encoder alone: log-mel (n_windows, M, T) with valid frames (n_windows, T) -> (n_windows, E, D_e).
+
+        With ``audio_padding="longest"`` only what is there is encoded: positions are cut to E, padding is masked in
+        the attention and zeroed before the second convolution, so that a window does not depend on its neighbours.
+        """
+        tower, dtype = self.audio_tower, self.audio_tower.conv1.weight.dtype
+        trained = any(parameter.requires_grad for parameter in tower.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            if self.config.audio_padding == "max_length":
+                return tower(input_features.to(dtype)).last_hidden_state
+            if input_features_mask is None:
+                input_features_mask = input_features.new_ones(input_features.shape[0], input_features.shape[2])
+            valid = input_features_mask.to(dtype)[:, None]  # (n, 1, T)
+            x = F.gelu(tower.conv1(input_features.to(dtype) * valid)) * valid
+            x = F.gelu(tower.conv2(x)).transpose(1, 2)  # (n, E, D_e)
+            x = x + tower.embed_positions.weight[: x.shape[1]]
+            x = F.dropout(x, p=tower.dropout, training=tower.training)
+            mask = create_bidirectional_mask(
+                config=tower.config, inputs_embeds=x, attention_mask=input_features_mask[:, ::MEL_PER_ENCODER_FRAME]
+            )
+            for layer in tower.layers:
+                x = layer(x, mask)
+            return tower.layer_norm(x)
+
+    def align(
+        self,
+        input_features=None,
+        input_features_mask=None,
+        window_offsets=None,
+        windows_per_audio=None,
+        encoder_features=None,
+    ) -> AlignedAudio:
+        """Windows -> whole recordings in the LLM's space: encode, align, then join windows at their seams.
+
+        Raises:
+            ValueError: when features are missing, non-finite, of another shape than the encoder takes, or the counts
+                of windows differ.
+        """
+        self._check_audio(input_features, input_features_mask, windows_per_audio, window_offsets, encoder_features)
+        if encoder_features is None:
+            encoder_features = self.encode(input_features, input_features_mask)
+        n, E, _ = encoder_features.shape
+        A = E // 2
+        if input_features_mask is None or not self.config.mask_padding:
+            mask = torch.ones(n, A, dtype=torch.bool, device=encoder_features.device)
+        else:
+            mask = input_features_mask[:, ::MEL_PER_ALIGNED_FRAME][:, :A].bool()
+        frames = self.alignment_adapter(encoder_features[:, : 2 * A], mask)  # (n_windows, A, D)
+        token_ids = self.ctc_head.labels(frames, self.ctc_rows())
+        if windows_per_audio is None or len(windows_per_audio) == n:
+            return AlignedAudio(frames, mask, token_ids)
+
+        audio_index = torch.repeat_interleave(windows_per_audio)  # (n_windows,) recording of each window
+        offsets = window_offsets // MEL_PER_ALIGNED_FRAME
+        kept = mask & seam_windows(token_ids, mask.sum(dim=1), offsets, audio_index, self.config.blank_id)
+        # Kept frames in window order are each recording's frames in order: number them within their recording.
+        row = audio_index[:, None].expand(n, A)[kept]
+        lengths = torch.zeros_like(windows_per_audio).index_add(0, row, torch.ones_like(row))
+        column = torch.arange(len(row), device=row.device) - (lengths.cumsum(0) - lengths)[row]
+        whole = (len(windows_per_audio), int(lengths.max()))
+        joined = frames.new_zeros(*whole, frames.shape[-1]).index_put((row, column), frames[kept])
+        token_ids = token_ids.new_full(whole, self.config.blank_id).index_put((row, column), token_ids[kept])
+        mask = torch.arange(whole[1], device=row.device) < lengths[:, None]
+        return AlignedAudio(joined, mask, token_ids)
+
+    def _check_audio(self, input_features, mask, windows_per_audio, window_offsets, encoder_features) -> None:
+        features = input_features if encoder_features is None else encoder_features
+        if features is None:
+            raise ValueError(
+                "No audio: give input_features (n_windows, M, T) or encoder_features (n_windows, E, D_e)."
+            )
+        bins, longest = self.config.audio_config.num_mel_bins, self.config.window_mel_frames
+        if encoder_features is None and (features.dim() != 3 or features.shape[1] != bins):
+            raise ValueError(f"input_features have shape {tuple(features.shape)}, expected (n_windows, {bins}, T).")
+        frames = features.shape[-1] if encoder_features is None else features.shape[1] * MEL_PER_ENCODER_FRAME
+        if frames % MEL_PER_ALIGNED_FRAME or frames > longest:
+            raise ValueError(
+                f"windows have {frames} mel frames, expected a multiple of {MEL_PER_ALIGNED_FRAME} up to {longest}; "
+                "the processor cuts longer recordings into windows."
+            )
+        if not self.training and not bool(torch.isfinite(features).all()):
+            raise ValueError("audio features hold NaN or infinite values; check the recordings for them.")
+        if windows_per_audio is not None:
+            if int(windows_per_audio.sum()) != features.shape[0]:
+                raise ValueError(
+                    f"windows_per_audio counts {int(windows_per_audio.sum())} windows, but {features.shape[0]} came."
+                )
+            if window_offsets is None and len(windows_per_audio) != features.shape[0]:
+                raise ValueError("a recording of several windows needs window_offsets (n_windows,) in mel frames.")
+
+    def ctc_losses(self, aligned: AlignedAudio, ctc_labels, ctc_label_lengths) -> tuple[torch.Tensor, torch.Tensor]:
+        """CTC losses (m,) and target lengths (m,) of the recordings that have a transcript (length >= 0)."""
+        known = ctc_label_lengths >= 0
+        lengths = ctc_label_lengths[known]
+        frame_lengths = aligned.mask.sum(dim=1)[known]
+        losses = self.ctc_head.loss(aligned.frames[known], frame_lengths, ctc_labels[known], lengths, self.ctc_rows())
+        return losses, lengths
+
+    def _reduce_ctc(self, losses, lengths, num_ctc_tokens):
+        """Sum over a given count of target tokens, or the mean of per-token means (published code)."""
+        if num_ctc_tokens is not None:
+            return losses.sum() / num_ctc_tokens
+        return (losses / lengths.clamp(min=1)).sum() / max(len(lengths), 1)
+
+    def forward(
+        self,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        window_offsets: torch.Tensor | None = None,
+        windows_per_audio: torch.Tensor | None = None,
+        encoder_features: torch.Tensor | None = None,
+        ctc_labels: torch.Tensor | None = None,
+        ctc_label_lengths: torch.Tensor | None = None,
+        num_ctc_tokens: torch.Tensor | int | None = None,
+    ) -> SoundwaveCTCOutput:
+        """Greedy labels, and with ``ctc_labels`` (n_audios, U) the CTC loss over the LLM's vocabulary (§2.2.1).
+
+        ``num_ctc_tokens``: the loss is a sum over this count of target tokens; ``None`` = the mean of per-token means.
+        """
+        aligned = self.align(input_features, input_features_mask, window_offsets, windows_per_audio, encoder_features)
+        loss = None
+        if ctc_labels is not None:
+            loss = self._reduce_ctc(*self.ctc_losses(aligned, ctc_labels, ctc_label_lengths), num_ctc_tokens)
+        return SoundwaveCTCOutput(loss=loss, ctc_loss=loss, token_ids=aligned.token_ids, mask=aligned.mask)
+
+    @torch.no_grad()
+    def transcribe_ids(self, **audio_inputs) -> list[list[int]]:
+        """Greedy CTC: the LLM token ids of each recording, runs collapsed and blanks dropped."""
+        _, mask, token_ids = self.align(**audio_inputs)
+        blank = self.config.blank_id
+        keep = collapse_runs(token_ids, mask, blank, keep_blanks=False) & (token_ids != blank)
+        return [ids[k].tolist() for ids, k in zip(token_ids, keep, strict=True)]
+
+
+class SoundwaveModel(SoundwaveForCTC):
+    """The whole speech side: recordings -> about one position per token in the LLM's space (§2.3.1)."""
+
+    def __init__(self, config: SoundwaveConfig, audio_tower: nn.Module | None = None):
+        super().__init__(config, audio_tower)
+        self.shrinking_adapter = ShrinkingAdapter(config)
+        if type(self) is SoundwaveModel:
+            self.post_init()
+
+    def shrink(self, aligned: AlignedAudio) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep the CTC peaks, let them look back: -> (n_audios, K, D), lengths (n_audios,)."""
+        keep = collapse_runs(aligned.token_ids, aligned.mask, self.config.blank_id, self.config.keep_blanks)
+        kept, lengths = pack_rows(aligned.frames, keep)
+        return self.shrinking_adapter(kept, aligned.frames, keep, aligned.mask), lengths
+
+    def get_audio_features(self, **audio_inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shrunk features (n_audios, K, D) and their lengths (n_audios,), reusable as ``audio_embeds`` in a chat."""
+        return self.shrink(self.align(**audio_inputs))
+
+
+SoundwaveForCTC.register_for_auto_class("AutoModelForCTC")
