@@ -34,7 +34,7 @@ class EncoderSettings:
     ffn: int = 512
     mel_bins: int = 80
     positions: int = 1500  # 30 s, as Whisper
-    steps: int = 4600
+    steps: int = 5600
     frames_per_batch: int = 700  # padded encoder frames, about 7 utterances: many small steps beat few large ones
     learning_rate: float = 3e-3
     warmup: int = 60
