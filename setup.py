@@ -41,7 +41,7 @@ REQUIRED = [
     "tqdm>=4.66",
 ]
 
-EVAL = ["jiwer>=4.0", "sacrebleu>=2.6"]
+EVAL = ["jiwer>=4.0"]
 # espeakng-loader carries espeak-ng (GPL-3.0): a tool of the tiny preset, never imported by the library.
 TINY = [*EVAL, "espeakng-loader>=0.2.4", "matplotlib>=3.9", "soxr>=1.0"]
 DEV = [*TINY, "hypothesis>=6.100", "mypy>=2.0", "pytest>=9.0", "pytest-xdist>=3.6", "ruff==0.17.5", "setuptools>=65"]
@@ -58,7 +58,7 @@ setup(
     packages=list(PACKAGES),
     package_dir=PACKAGES,
     package_data={
-        "soundwave.training": ["configs/**/*.yaml", "*.sh"],
+        "soundwave.training": ["configs/**/*.yaml"],
         "soundwave.eval.metrics": ["*/*.py"],
         "soundwave.model_card": ["*.md"],
         "soundwave.assets": ["tiny/*"],

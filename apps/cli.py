@@ -22,6 +22,10 @@ DELEGATED = {
     ),
     "quickstart": ("soundwave.apps.quickstart", "train the whole model small, from nothing, and ask it something"),
 }
+# Packages that an installation may lack -> the extra that brings them.
+EXTRAS = {"jiwer": "eval", "soxr": "tiny", "matplotlib": "tiny", "espeakng_loader": "tiny"}
+# Looked for before a command starts: the quickstart draws its pictures after minutes of training.
+NEEDS = {"evaluate": ("jiwer",), "quickstart": ("jiwer", "soxr", "matplotlib")}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -94,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         build_parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if arguments.command in DELEGATED:
+            for name in NEEDS.get(arguments.command, ()):
+                import_module(name)
             module = import_module(DELEGATED[arguments.command][0])
             return module.main(rest) or 0
         return arguments.run(arguments)
@@ -106,8 +112,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         else:
             # One line, whatever the library below wrote into its message.
-            print(f"soundwave {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"soundwave {arguments.command}: {' '.join(_message(error).split())}", file=sys.stderr)
         return 1
+
+
+def _message(error: Exception) -> str:
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing in EXTRAS:
+        return f'{missing.replace("_", "-")} is not installed: pip install "soundwave[{EXTRAS[missing]}]"'
+    return str(error)
 
 
 if __name__ == "__main__":

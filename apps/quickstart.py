@@ -8,10 +8,11 @@ something.
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,10 +196,12 @@ class Quickstart:
         CardFacts(
             speech=self.facts["description"],
             data=self.data_table(config.data),
+            attributions=self.facts.get("attributions", []),
             languages=["en", "de"] if (self.corpus / "train/st.jsonl").is_file() else ["en"],
             limits=LIMITS,
             encoder=ENCODER,
             llm=LLM,
+            license=data_license(self.facts.get("licences", {})),
         ).save(folder)
         (folder / "README.md").write_text(build_card(folder, self.repository(stage)), encoding="utf-8")
         if self.organisation:
@@ -316,6 +319,22 @@ class Quickstart:
         parts = ["soundwave quickstart", f"--seed {self.seed}"]
         parts += [f"--recordings {Path(self.manifest).name}"] if self.manifest else []
         return " ".join(parts + (["--smoke"] if self.smoke else []))
+
+
+def data_license(licences: Iterable[str]) -> str | None:
+    """The Hub's name of a licence that the weights can have, whatever the recordings' licences ask to pass on.
+
+    `None` where they ask for nothing: CC0, or speech made by this command.
+    """
+    asked = [re.sub(r"[\s_]+", "-", licence.strip().upper()) for licence in licences]
+    asked = [licence for licence in asked if "CC-BY" in licence]
+    if not asked:
+        return None
+    parts = [
+        "nc" if any("-NC" in licence for licence in asked) else "",
+        "sa" if any("-SA" in x for x in asked) else "",
+    ]
+    return "-".join(["cc-by", *filter(None, parts), "4.0"])
 
 
 def say(what: str, started: float, results: Sequence[TaskResult] = ()) -> None:

@@ -15,7 +15,12 @@ from soundwave.eval.results import pool, read_results
 from soundwave.eval.tasks import METRIC_TITLES
 
 RESULTS = Path(__file__).parent / "results"
-STAGES = {"llm": "LLM alone", "align": "after stage I (CTC head)", "shrink": "after stage II", "instruct": "after stage III"}
+STAGES = {
+    "llm": "LLM alone",
+    "align": "after stage I (CTC head)",
+    "shrink": "after stage II",
+    "instruct": "after stage III",
+}
 ROWS = {
     "asr_seen": "transcript, known voices",
     "asr_unseen": "transcript, unheard voices",

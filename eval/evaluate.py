@@ -239,9 +239,9 @@ def _answer_row(
         reference = reference_of(row, task)
     except ValueError as missing:
         error = error or str(missing)
-    # Relative to the answers' folder, so that the files can be moved together and name no machine.
-    paths = [clip.get("path") for clip in recordings(row)]
-    audio = [os.path.relpath(path, output_dir or ".") for path in paths if path]
+    paths = [clip["path"] for clip in recordings(row) if clip.get("path")]
+    for path in paths:  # a decoder names the file that it cannot read
+        error = error and error.replace(path, Path(path).name)
     return {
         "name": about["name"],
         "task": task.name,
@@ -250,7 +250,7 @@ def _answer_row(
         "reference": reference,
         "answer": text,
         "error": error,
-        "audio": audio,
+        "audio": [results.portable_path(path, output_dir or ".") for path in paths],
         "duration_s": row.get("duration_s"),
         "source": row.get("source"),
     }

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -15,13 +16,15 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from soundwave import __version__
-from soundwave.eval.scoring import CONFIDENCE, RESAMPLES, Score, score
 from soundwave.training.data import recordings
+
+if TYPE_CHECKING:  # scoring needs jiwer, an extra; folders without figures are read without it
+    from soundwave.eval.scoring import Score
 
 RESULTS_FILE = "results.json"
 ANSWERS_FILE = "answers.jsonl"
@@ -83,19 +86,21 @@ class TaskResult:
 
 def score_answers(
     answers: Sequence[dict[str, Any]], metric: str, also: Iterable[str], settings: dict[str, Any]
-) -> tuple[Score, dict[str, dict[str, Any]]]:
+) -> tuple["Score", dict[str, dict[str, Any]]]:
     """Headline score and further metrics of answer rows; rows with an error are left out.
 
     Raises:
         ValueError: If no row has an answer.
     """
+    from soundwave.eval.scoring import score
+
     answered = [row for row in answers if row["error"] is None]
     if not answered:
         first = next((f"; the first: {row['id']}: {row['error']}" for row in answers), "")
         raise ValueError(f"none of {len(answers)} items was answered, so there is nothing to score{first}")
     references, hypotheses = [row["reference"] for row in answered], [row["answer"] for row in answered]
 
-    def one(name: str) -> Score:
+    def one(name: str) -> "Score":
         return score(name, references, hypotheses, settings["normalizer"], settings["resamples"], settings["seed"])
 
     rest = {name: one(name) for name in also}
@@ -104,6 +109,8 @@ def score_answers(
 
 def metric_settings(normalizer: str) -> dict[str, Any]:
     """What ``score_answers`` needs to give the same figures again."""
+    from soundwave.eval.scoring import CONFIDENCE, RESAMPLES
+
     return {
         "normalizer": normalizer,
         "level": "corpus",
@@ -199,7 +206,7 @@ def save_result(folder: str | os.PathLike[str], result: TaskResult) -> None:
     _replace(path, json.dumps({"results": entries}, indent=1, ensure_ascii=False) + "\n")
 
 
-def pool(folders: Iterable[str | os.PathLike[str]]) -> dict[str, Score]:
+def pool(folders: Iterable[str | os.PathLike[str]]) -> dict[str, "Score"]:
     """Headline scores over the answers of several runs (seeds) together, by name of the test set.
 
     The interval treats every answer as an item of its own: it says how sure the figure is for these runs, not how much
@@ -283,5 +290,26 @@ def _processor_name() -> str:
 
 
 def command_line() -> str:
-    """The running command, without the folder its program lies in."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The running command, without folders of this machine (`portable_argument`)."""
+    return shlex.join([Path(sys.argv[0]).name, *map(portable_argument, sys.argv[1:])])
+
+
+def portable_argument(argument: str) -> str:
+    """An argument whose paths outside the working folder are cut to their last part, in ``name=[a, b]`` too."""
+
+    def name(part: str) -> str:
+        path = Path(part.strip())
+        return path.name if path.is_absolute() or ".." in path.parts else part
+
+    return "".join(name(part) for part in re.split(r"([=,\[\]])", argument))
+
+
+def portable_path(path: str, folder: str | os.PathLike[str]) -> str:
+    """A recording's path from a folder of answers, so that both can be moved together and name no machine.
+
+    Only what lies in the folder or beside it moves with it; of any other recording the file name is kept.
+    """
+    if "://" in path:
+        return path
+    near = Path(os.path.abspath(path)).is_relative_to(Path(os.path.abspath(folder)).parent)
+    return os.path.relpath(path, folder) if near else Path(path).name

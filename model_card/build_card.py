@@ -1,6 +1,6 @@
 """Render a stage's model card from the files beside its weights.
 
-    python -m soundwave.model_card.build_card RUN [--repo-id OWNER/NAME]
+    python -m soundwave.model_card.build_card RUN [--repo-id OWNER/NAME | --push OWNER/NAME]
 
 It reads ``config.json``, ``stage_config.yaml``, ``results.json`` with ``answers.jsonl``, and ``card.yaml``, what only
 people know: what the data are, their licences, whose speech it is. Figures come out of ``figures.Figures`` alone.
@@ -22,6 +22,7 @@ from huggingface_hub import ModelCardData
 from safetensors import safe_open
 
 from soundwave.model_card.figures import CardError, Figures
+from soundwave.model_card.push_to_hub import push_stage
 
 CARD_FACTS = "card.yaml"
 STAGE_CONFIG = "stage_config.yaml"
@@ -84,6 +85,7 @@ class CardFacts:
     Attributes:
         speech: What kind of speech the model was trained and tested on.
         data: One row per source: ``name``, ``task``, ``rows``, ``hours``, ``licence`` (``data_summary`` makes them).
+        attributions: Whom the data's licences ask to name, one line each.
         datasets: Ids of Hub datasets among them.
         languages: ISO 639-1 codes.
         limits: Sentences on what it cannot do.
@@ -94,6 +96,7 @@ class CardFacts:
 
     speech: str | None = None
     data: list[dict[str, Any]] = field(default_factory=list)
+    attributions: list[str] = field(default_factory=list)
     datasets: list[str] = field(default_factory=list)
     languages: list[str] = field(default_factory=list)
     limits: list[str] = field(default_factory=list)
@@ -165,12 +168,13 @@ def check_name(name: str, llama: str | None) -> None:
         )
 
 
-def build_card(run_dir: str | Path, repo_id: str | None = None) -> str:
+def build_card(run_dir: str | Path, repo_id: str | None = None, answers_stay: bool = True) -> str:
     """Text of a stage's ``README.md``, metadata block included.
 
     Args:
         run_dir: Folder of a saved stage.
         repo_id: Repository it will be pushed to; the folder's name if not given.
+        answers_stay: Whether ``answers.jsonl`` remains in the folder, so that the card may point at it.
 
     Raises:
         CardError: If results and answers disagree, a figure was not measured, or the name breaks a licence.
@@ -203,7 +207,9 @@ def build_card(run_dir: str | Path, repo_id: str | None = None) -> str:
         training={label: _shown(settings[key]) for key, label in TRAINING_FIELDS.items() if _matters(key, settings)},
         speech=facts.speech,
         data=facts.data,
+        attributions=facts.attributions,
         figures=figures,
+        answers_stay=answers_stay,
         limits=[*facts.limits, *_general_limits(stage)],
         parts=_base_models(config, facts),
         license=license_id,
@@ -357,15 +363,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the stage")
     parser.add_argument("--repo-id", help="repository it will be pushed to (default: the folder's name)")
     parser.add_argument("--output", type=Path, help="file to write (default: RUN/README.md)")
+    parser.add_argument("--push", metavar="REPO", help="then push the stage, card included, to this repository")
     arguments = parser.parse_args(argv)
+    if arguments.push and (arguments.repo_id or arguments.output):
+        parser.error("--push REPO writes RUN/README.md for REPO; leave out --repo-id and --output")
     try:
-        text = build_card(arguments.run, arguments.repo_id)
+        text = build_card(arguments.run, arguments.push or arguments.repo_id)
     except CardError as error:
         sys.stderr.write(f"soundwave card: {error}\n")
         return 1
     output = arguments.output or arguments.run / "README.md"
     output.write_text(text, encoding="utf-8")
     sys.stdout.write(f"wrote {output}\n")
+    if arguments.push:
+        sys.stdout.write(f"pushed: {push_stage(arguments.run, arguments.push)}\n")
     return 0
 
 

@@ -9,7 +9,8 @@ from .speech_soundwave import SoundwaveForCTC, SoundwaveModel, SoundwavePreTrain
 
 AutoConfig.register(SoundwaveConfig.model_type, SoundwaveConfig, exist_ok=True)
 # AutoModel picks by config.architectures: a stage I repository is a SoundwaveForCTC.
-MODEL_MAPPING.register(SoundwaveConfig, (SoundwaveForConditionalGeneration, SoundwaveForCTC), exist_ok=True)
+MODELS = (SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveModel)
+MODEL_MAPPING.register(SoundwaveConfig, MODELS, exist_ok=True)
 AutoModelForMultimodalLM.register(SoundwaveConfig, SoundwaveForConditionalGeneration, exist_ok=True)
 AutoModelForCausalLM.register(SoundwaveConfig, SoundwaveForConditionalGeneration, exist_ok=True)
 AutoModelForCTC.register(SoundwaveConfig, SoundwaveForCTC, exist_ok=True)

@@ -190,6 +190,56 @@ def test_wrong_inputs_say_what_is_wrong(change, message):
         tiny_model().generate(**batch, max_new_tokens=1)
 
 
+def test_nothing_that_was_given_is_ignored():
+    model, batch = tiny_model(), batch_of([[3, mel(9, 1)]])
+    audio = {name: batch[name] for name in model.AUDIO_FEATURES if name in batch}
+    with pytest.raises(ValueError, match="0 audio tokens .* but 1 recordings"):
+        model(input_ids=torch.tensor([[3, 4]]), **audio)
+    with pytest.raises(ValueError, match="inputs_embeds or recordings, not both"):
+        model(inputs_embeds=torch.zeros(1, 2, 32).double(), **audio)
+    with pytest.raises(ValueError, match="ctc_labels need labels"):
+        model(**batch, ctc_labels=torch.tensor([[4]]), ctc_label_lengths=torch.tensor([1]))
+    with pytest.raises(ValueError, match="every recording has a window"):
+        model(**(batch | {"windows_per_audio": torch.tensor([1, 0])}))
+
+
+def test_decoding_by_hand_equals_generate_for_padded_rows():
+    model, batch = tiny_model(), batch_of([[3, 7, 8, 5], [4]])
+    expected = model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    ids, mask, cache = batch["input_ids"], batch["attention_mask"], None
+    step = ids
+    for _ in range(4):
+        out = model(input_ids=step, attention_mask=mask, past_key_values=cache, use_cache=True)
+        scores = out.logits[:, -1].clone()
+        scores[:, 2] = -torch.inf  # the closing token, which min_new_tokens forbids
+        step, cache = scores.argmax(-1, keepdim=True), out.past_key_values
+        ids, mask = torch.cat([ids, step], 1), torch.cat([mask, torch.ones_like(step)], 1)
+    assert torch.equal(ids, expected)
+
+
+def test_hidden_states_come_through_and_losses_work_in_inference_mode(model):
+    batch = batch_of([[3, mel(9, 1), 5]])
+    out = model.generate(**batch, max_new_tokens=2, output_hidden_states=True, return_dict_in_generate=True)
+    assert len(out.hidden_states) >= 1
+    labelled = batch_of([[3, mel(9, 1), 5]], labels=True)
+    ctc = {"ctc_labels": torch.tensor([[4, 5]]), "ctc_label_lengths": torch.tensor([2])}
+    expected = model(**labelled, **ctc).loss
+    with torch.inference_mode():
+        torch.testing.assert_close(model(**labelled, **ctc).loss, expected)
+
+
+def test_a_restricted_head_survives_saving(tmp_path):
+    allowed = [3, 5, 8, 13, 21, 34]
+    model = tiny_model(dtype=torch.float32, ctc_token_ids=allowed)
+    model.save_pretrained(tmp_path)
+    again = SoundwaveForConditionalGeneration.from_pretrained(tmp_path)
+    batch = batch_of([[3, mel(60, 1).float()]])
+    audio = {name: batch[name] for name in model.AUDIO_FEATURES if name in batch}
+    heard = again.transcribe_ids(**audio)
+    assert heard == model.transcribe_ids(**audio)
+    assert set(heard[0]) <= set(allowed)
+
+
 def test_text_rows_train_beside_silence_and_gradients_reach_what_is_trained():
     model = tiny_model(dtype=torch.float32).train()
     assert not model.audio_tower.training and model.alignment_adapter.training

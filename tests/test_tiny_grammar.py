@@ -89,3 +89,14 @@ def test_text_questions_fill_a_test_set():
     splits = [grammar.text_question_split(question) for question in all_questions()]
     assert splits.count("test") >= 400
     assert splits.count("train") >= 200
+
+
+def test_the_language_model_reads_no_test_sentence():
+    """At full size: digit strings and random words could make one by chance."""
+    from soundwave.training.tiny.examples import text_examples
+
+    read = {example["content"] for example in text_examples(30_000, 0)} | {
+        example["answer"] for example in text_examples(30_000, 0)
+    }
+    held_out = {s.text for seed in range(3) for s in draw_split(random.Random(seed), "test", 1200, distinct=True)}
+    assert not read & held_out

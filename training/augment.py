@@ -38,13 +38,13 @@ class SpecAugment:
         lengths = [features.shape[2]] * len(features) if mask is None else mask.sum(dim=1).tolist()
         band = max(1, self.freq_mask_width * features.shape[1] // REFERENCE_BINS)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators as well
             for window, length in zip(out, lengths, strict=True):
                 length = int(length)
                 if length == 0:
                     continue
                 valid = window[None, None, :, :length]
-                mean = float(valid.mean()) if valid.device.type == "cpu" else valid.mean().item()
+                mean = float(valid.mean())
                 for _ in range(self.freq_masks):
                     valid = mask_along_axis(valid, min(band, features.shape[1]), mean, axis=2)
                 span = min(self.time_mask_width, int(self.time_mask_share * length))

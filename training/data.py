@@ -12,10 +12,12 @@ Recordings are never decoded here: they stay `{"path", "bytes"}`, which needs no
 import csv
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import (
     Audio,
     Dataset,
@@ -61,7 +63,9 @@ def load_rows(source: Any, root: str | Path = "") -> Dataset:
         return _from_folder(path)
     if path.is_file():
         return _from_file(path)
-    if str(source).count("/") == 1 and not Path(str(source)).suffix and not str(source).startswith((".", "/")):
+    # Names, revisions and splits may hold a dot: only the suffixes that are read here mean a file.
+    name = str(source).partition(":")[0].partition("@")[0]
+    if name.count("/") == 1 and path.suffix not in SUFFIXES and not name.startswith((".", "/")):
         return _from_hub(str(source))
     raise DataError(f"the data source {path} does not exist; give a file, a folder or a Hub id (owner/name).")
 
@@ -96,7 +100,7 @@ def _from_folder(folder: Path) -> Dataset:
         if isinstance(loaded, DatasetDict):
             raise DataError(f"{folder} holds the splits {', '.join(loaded)}; give the folder of one of them.")
         return _from_table(loaded, str(folder), folder)
-    files = sorted(file for file in folder.iterdir() if file.suffix in READERS or file.suffix == ".parquet")
+    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     if not files:
         raise DataError(f"{folder} holds no .jsonl, .json, .csv or .parquet file.")
     return concatenate_rows([_from_file(file) for file in files])
@@ -150,20 +154,18 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Any]]:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
                 raise DataError(f"{where}: as many values as the header has columns ({len(row)}) are expected.")
-            yield where, {key: value if value != "" or key == "transcript" else None for key, value in row.items()}
+            yield where, {key: value or None for key, value in row.items()}
 
 
 READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
+SUFFIXES = (*READERS, ".parquet")
 
 
 def _checked(row: Any, where: str, path: Path) -> dict[str, Any]:
     """A row with every field of the schema, absolute audio paths, and recordings taken out of its messages."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: a {type(row).__name__}, expected an object with the fields {', '.join(FIELDS)}.")
-    for name in row.keys() - set(FIELDS):
-        near = difflib.get_close_matches(name, [field for field in FIELDS if field not in row], n=1, cutoff=0.8)
-        if near:
-            raise DataError(f"{where}, field {name!r}: unknown; did you mean {near[0]!r}?")
+    _check_names(row.keys(), where)
     out = {name: row.get(name) for name in FIELDS}
     out["id"] = (
         str(out["id"]) if out["id"] is not None else where.replace(str(path), path.stem).replace(", line ", ":")
@@ -196,6 +198,14 @@ def _checked(row: Any, where: str, path: Path) -> dict[str, Any]:
         out["audio"] = _recording(audio, where, folder)
     _check_transcript(out, where)
     return out
+
+
+def _check_names(names: Iterable[str], where: str) -> None:
+    given = set(names)
+    for name in given - set(FIELDS):
+        near = difflib.get_close_matches(name, [field for field in FIELDS if field not in given], n=1, cutoff=0.8)
+        if near:
+            raise DataError(f"{where}, field {name!r}: unknown; did you mean {near[0]!r}?")
 
 
 def _check_transcript(row: dict[str, Any], where: str) -> None:
@@ -303,8 +313,9 @@ def _as_lists(part: Dataset) -> Dataset:
 
 
 def _from_table(dataset: Dataset, name: str, folder: Path) -> Dataset:
-    """Rows of an Arrow table, left where they are: columns are checked and completed, not rewritten."""
+    """Rows of an Arrow table, left where they are: checked and completed, and rewritten only where paths are relative."""
     columns = dataset.column_names
+    _check_names(columns, name)
     for needed, others in (("task", ()), ("answer", ("messages", "transcript"))):
         if needed not in columns and not set(others) & set(columns):
             raise DataError(f"{name}: the column {needed!r} is missing; it has {', '.join(columns)}.")
@@ -312,17 +323,21 @@ def _from_table(dataset: Dataset, name: str, folder: Path) -> Dataset:
         return _to_dataset(
             [_checked(row, f"{name}, row {k}", folder / "row") for k, row in enumerate(_plain(dataset))]
         )
-    if dataset.data.column("task").null_count:
-        raise DataError(f"{name}, column 'task': some rows have none.")
+    moved = False
+    for k, row in enumerate(_rows_without_bytes(dataset)):
+        moved |= _checked(row, f"{name}, row {k}", folder / "row")["audio"] != row.get("audio")
     lists = "audio" in columns and isinstance(dataset.features["audio"], List)
     target = _features(lists)
-    if "audio" in columns and not lists and dataset.features["audio"] == Value("string"):
-        plain = Features({**dataset.features, "audio": RECORDING})
+    if moved:
+        plain = Features({**dataset.features, "audio": List(RECORDING) if lists else RECORDING})
 
         def resolve(row: dict[str, Any]) -> dict[str, Any]:
-            return {"audio": row["audio"] and _recording(row["audio"], name, folder)}
+            audio = row["audio"]
+            if isinstance(audio, list):
+                return {"audio": [_recording(item, name, folder) for item in audio]}
+            return {"audio": audio and _recording(audio, name, folder)}
 
-        dataset = dataset.map(resolve, features=plain)
+        dataset = _plain(dataset).map(resolve, features=plain)
     for missing in (field for field in FIELDS if field not in columns):
         if missing == "id":
             dataset = dataset.add_column("id", [f"{Path(name).stem}:{k}" for k in range(len(dataset))])
@@ -331,8 +346,34 @@ def _from_table(dataset: Dataset, name: str, folder: Path) -> Dataset:
     return dataset.select_columns(list(FIELDS)).cast(target)
 
 
+def _rows_without_bytes(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """The rows of a table with the number of bytes in place of a recording's bytes, which may be gigabytes."""
+    columns = [name for name in dataset.column_names if name in FIELDS]
+    for table in dataset.select_columns(columns).with_format("arrow").iter(1000):
+        values = {name: table.column(name).combine_chunks() for name in columns}
+        lists = {name: _sizes(array) if name == "audio" else array.to_pylist() for name, array in values.items()}
+        yield from (dict(zip(columns, row, strict=True)) for row in zip(*lists.values(), strict=True))
+
+
+def _sizes(audio: pa.Array) -> list[Any]:
+    """A column of recordings, (lists of) paths or structs, with the number of bytes in place of the bytes."""
+    if pa.types.is_list(audio.type) or pa.types.is_large_list(audio.type):
+        items = iter(_sizes(audio.flatten()))
+        lengths = pc.list_value_length(audio).to_pylist()
+        return [None if length is None else [next(items) for _ in range(length)] for length in lengths]
+    names = {field.name for field in audio.type} if pa.types.is_struct(audio.type) else set()
+    if not {"bytes", "path"} <= names:
+        return audio.to_pylist()
+    sizes = pc.binary_length(pc.struct_field(audio, "bytes")).to_pylist()
+    pairs = zip(sizes, pc.struct_field(audio, "path").to_pylist(), audio.is_valid().to_pylist(), strict=True)
+    return [{"bytes": size, "path": path} if valid else None for size, path, valid in pairs]
+
+
 def _plain(dataset: Dataset) -> Dataset:
     """The dataset with recordings undecoded."""
-    if isinstance(dataset.features.get("audio"), Audio):
+    audio = dataset.features.get("audio")
+    if isinstance(audio, Audio):
         return dataset.cast_column("audio", Audio(decode=False))
+    if isinstance(audio, List) and isinstance(audio.feature, Audio):
+        return dataset.cast_column("audio", List(Audio(decode=False)))
     return dataset

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from soundwave.processing.audio_soundwave import window_offsets
 from soundwave.training.stages import ConfigError
 
 FEATURES, INDEX = "features.f16", "index.json"
@@ -96,7 +97,11 @@ class EncoderCache:
         folder.mkdir(parents=True, exist_ok=True)
         fingerprint = encoder_fingerprint(model, processor)
         index = _read_index(folder)
+        fresh = False
         if index is None or index["fingerprint"] != fingerprint:
+            fresh = True
+            # Before the features: a run cut short must not leave the old index beside what another encoder wrote.
+            (folder / INDEX).unlink(missing_ok=True)
             width = model.config.audio_config.d_model
             index = {"fingerprint": fingerprint, "width": width, "rows": 0, "clips": {}}
         missing = {}
@@ -104,7 +109,7 @@ class EncoderCache:
             key = recording_key(recording)
             if key not in index["clips"]:
                 missing[key] = recording
-        if missing or not (folder / FEATURES).is_file():
+        if missing or fresh:
             _append(folder, index, model, processor, missing, progress)
         return cls(folder)
 
@@ -159,7 +164,7 @@ def _append(folder: Path, index: dict, model: torch.nn.Module, processor: Any, m
         for start in range(0, len(todo), CLIPS_AT_ONCE):
             chunk = [(key, processor.load_audio(clip)) for key, clip in todo[start : start + CLIPS_AT_ONCE]]
             chunk.sort(key=lambda pair: len(pair[1]))
-            for group in _batches(chunk):
+            for group in _batches(chunk, processor):
                 _encode_group(file, index, model, processor, group, device)
                 bar.update(len(group))
         bar.close()
@@ -169,14 +174,21 @@ def _append(folder: Path, index: dict, model: torch.nn.Module, processor: Any, m
     os.replace(temporary, folder / INDEX)
 
 
-def _batches(clips: list[tuple[str, np.ndarray]]) -> Iterable[list[tuple[str, np.ndarray]]]:
-    """Runs of length-sorted clips of at most `MEL_FRAMES_PER_BATCH`, padding included."""
+def _batches(clips: list[tuple[str, np.ndarray]], processor: Any) -> Iterable[list[tuple[str, np.ndarray]]]:
+    """Runs of length-sorted clips whose windows have at most `MEL_FRAMES_PER_BATCH`, padding included."""
+    hop, window = processor.feature_extractor.hop_length, processor.feature_extractor.nb_max_frames
     group: list[tuple[str, np.ndarray]] = []
+    windows = 0
     for clip in clips:
-        if group and (len(group) + 1) * len(clip[1]) // 160 > MEL_FRAMES_PER_BATCH:
+        frames = -(-len(clip[1]) // (hop * MEL_PER_ALIGNED_FRAME)) * MEL_PER_ALIGNED_FRAME
+        own = len(window_offsets(frames, window))
+        # This clip is the longest so far: every window of the batch is padded to its windows' length.
+        padded = window if processor.audio_padding == "max_length" else min(frames, window)
+        if group and (windows + own) * padded > MEL_FRAMES_PER_BATCH:
             yield group
-            group = []
+            group, windows = [], 0
         group.append(clip)
+        windows += own
     if group:
         yield group
 

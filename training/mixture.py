@@ -87,6 +87,11 @@ class MixtureSampler(Sampler[int]):
         self.draws = -(-(draws_per_epoch or len(names)) // multiple_of) * multiple_of
         self.batch, self.bucket_batches = multiple_of, bucket_batches
         self.durations = np.array([duration or 0.0 for duration in durations or ()])
+        if bucket_batches and not (self.durations > 0).any():
+            raise ConfigError(
+                f"bucket_batches is {bucket_batches}, but none of the {len(names)} rows has a duration to sort by; give "
+                "rows with audio their `duration_s` in seconds, or set bucket_batches to 0."
+            )
         self.epoch = 0
 
     def temperature(self, epoch: int) -> float:

@@ -7,6 +7,8 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from soundwave.training.stages import ConfigError
+
 LOG = "train_log.jsonl"
 # Of a checkpoint folder: what only a resumed run needs, and what must not leave this machine.
 PRIVATE = [
@@ -32,6 +34,20 @@ def last_complete_checkpoint(folder: str | Path) -> Path | None:
             continue
         return path
     return None
+
+
+def refuse_old_checkpoints(folder: str | Path) -> None:
+    """Keep a new run out of a folder that holds another run's checkpoints: both would be numbered alike.
+
+    Raises:
+        ConfigError: naming the newest of them.
+    """
+    found = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    if found:
+        raise ConfigError(
+            f"output_dir {folder} holds {len(found)} checkpoint(s) of an earlier run, the newest {found[-1].name}: go "
+            "on from it with resume=true, name another output_dir, or remove the checkpoint-* folders."
+        )
 
 
 class StageCallback(TrainerCallback):

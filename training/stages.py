@@ -201,7 +201,7 @@ class StageConfig:
         values = {**STAGES[stage].defaults, **settings, "stage": stage}
         known = typing.get_type_hints(cls)
         for name in values:
-            _check_field(name, list(known))
+            check_field(name, list(known))
         return cls(**{name: _convert(name, value, known[name]) for name, value in values.items()})
 
     @property
@@ -237,6 +237,8 @@ class StageConfig:
 def load_config(path: str | Path | None, overrides: Sequence[str] = (), stage: str | None = None) -> StageConfig:
     """Settings from a YAML file (`None`: the stage's defaults), changed by `field=value` (`model.ctc_head=separate`).
 
+    An override without a value, `data_root=`, takes the file's setting back.
+
     Raises:
         ConfigError: for an unreadable file, an unknown field, a value of the wrong type, or a file of another stage.
     """
@@ -265,11 +267,16 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), stage: s
     return StageConfig.for_stage(stage or named, **values)
 
 
-def _check_field(name: str, known: list[str]) -> None:
+def check_field(name: str, known: Sequence[str], prefix: str = "") -> None:
+    """Refuse a name that no setting has, saying which come close.
+
+    Raises:
+        ConfigError: naming it with its prefix (`model.`, for the fields of the model).
+    """
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"the fields are {', '.join(known)}."
-        raise ConfigError(f"there is no setting {name!r}; {hint}")
+        raise ConfigError(f"there is no setting {prefix + name!r}; {hint}")
 
 
 def _convert(name: str, value: Any, hint: Any) -> Any:
@@ -279,6 +286,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         return None
     kind = choices[0]
     base = typing.get_origin(kind) or kind
+    if value is None and base is str:  # `field=`
+        return ""
     try:
         if base is list:
             items = [value] if isinstance(value, (str, int, float)) else list(value or [])

@@ -17,6 +17,7 @@ from datasets import Dataset
 from transformers import TrainingArguments, set_seed
 from trl import SFTConfig
 
+from soundwave.model_card.build_card import build_card, check_name, llama_version
 from soundwave.modeling_soundwave import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveForCTC
 from soundwave.modeling_soundwave.loading_soundwave import find_shards, read_tensors
 from soundwave.processing import SoundwaveProcessor
@@ -26,8 +27,8 @@ from soundwave.training.data import load_rows, recordings
 from soundwave.training.encoder_cache import EncoderCache
 from soundwave.training.lora import add_lora, is_lora, restore_lora
 from soundwave.training.mixture import MixtureSampler
-from soundwave.training.progress import last_complete_checkpoint
-from soundwave.training.stages import STAGES, ConfigError, StageConfig, load_config
+from soundwave.training.progress import last_complete_checkpoint, refuse_old_checkpoints
+from soundwave.training.stages import STAGES, ConfigError, StageConfig, check_field, load_config
 from soundwave.training.trainer import (
     AlignmentTrainer,
     InstructionTrainer,
@@ -47,13 +48,21 @@ OUR_PARTS = ("alignment_adapter.", "ctc_head.", "shrinking_adapter.")
 def run_stage(config: StageConfig) -> Path:
     """Train one stage and save it: model, processor, `stage_config.yaml` and `train_log.jsonl` in `config.output_dir`.
 
+    With `hub_model_id` it is pushed, with a model card unless the folder has a README.md already.
+
     Raises:
-        ConfigError: for settings that contradict each other or do not fit the model.
+        ConfigError: for settings that contradict each other or do not fit the model, or an `output_dir` with the
+            checkpoints of another run.
         DataError: for a row that does not fit the schema.
+        CardError: for a `hub_model_id` that the LLM's licence does not allow.
     """
+    if not config.resume:
+        refuse_old_checkpoints(config.output_dir)
     args = training_arguments(config)
     set_seed(config.seed)  # the initial weights of adapters and LoRA follow from it
     model, processor = build_model(config, resolve_dtype(config))
+    if config.hub_model_id is not None:  # now, not after the training
+        check_name(config.hub_model_id.rsplit("/", 1)[-1], llama_version(model.config.to_dict()))
     rows = load_rows(config.data, config.data_root)
     eval_rows = load_rows(config.eval_data, config.data_root) if config.eval_data else None
     cache = _cache(config, args, model, processor, rows, eval_rows)
@@ -77,6 +86,9 @@ def run_stage(config: StageConfig) -> Path:
             lora = {f"lora_{name}": model.config.lora[name] for name in ("r", "alpha")}
             config = dataclasses.replace(config, **lora, lora_targets=model.config.lora["target_modules"])
         config.save(Path(config.output_dir) / CONFIG_FILE)
+        card = Path(config.output_dir) / "README.md"
+        if config.hub_model_id is not None and not card.exists():
+            card.write_text(build_card(config.output_dir, config.hub_model_id), encoding="utf-8")
     if config.hub_model_id is not None:
         trainer.push_to_hub(commit_message=f"Stage {config.table.number}: {config.stage}")
     return Path(config.output_dir)
@@ -91,7 +103,12 @@ def build_model(config: StageConfig, dtype: torch.dtype = torch.float32) -> tupl
     Args:
         config: settings of the run.
         dtype: of encoder and LLM; our own parts are fp32.
+
+    Raises:
+        ConfigError: when the stage has nothing to begin with, or for a setting that would have no effect.
     """
+    for name in config.model:
+        check_field(name, sorted(SoundwaveConfig.__dataclass_fields__), "model.")
     model, processor = (_from_components if config.start is None else _from_start)(config, dtype)
     if config.ctc_weight is not None:
         model.config.ctc_weight = config.ctc_weight
@@ -121,14 +138,18 @@ def _from_start(config: StageConfig, dtype: torch.dtype) -> tuple[Any, Soundwave
     begun = SoundwaveConfig.from_pretrained(start, **hub)
     processor = SoundwaveProcessor.from_pretrained(start, **hub)
     from_stage_one = begun.architectures == ["SoundwaveForCTC"]
+    if config.stage == "align" and not from_stage_one:
+        raise ConfigError(f"{start} holds a {begun.architectures}; stage I goes on from a SoundwaveForCTC only.")
+    _refuse_without_effect(config, from_stage_one)
     if config.stage == "align":
-        if not from_stage_one:
-            raise ConfigError(f"{start} holds a {begun.architectures}; stage I goes on from a SoundwaveForCTC only.")
-        return SoundwaveForCTC.from_pretrained(start, dtype=torch.float32, **hub), processor
+        aligned = SoundwaveForCTC.from_pretrained(start, dtype=torch.float32, **hub)
+        aligned.audio_tower.to(dtype)
+        return aligned, processor
     goes_on = begun.lora is not None and "lora" in config.trains
     kind = SoundwaveForConditionalGeneration
     if from_stage_one:
         model = kind.from_ctc(start, config.text_model, dtype=dtype, **hub, **config.model)
+        processor.audio_padding = model.config.audio_padding  # model and processor must pad alike
     else:
         model = kind.from_pretrained(start, merge_lora=not goes_on, dtype=dtype, **hub)
     if dtype != torch.float32:  # our parts are fp32 in the file and must not be rounded between two stages
@@ -139,6 +160,18 @@ def _from_start(config: StageConfig, dtype: torch.dtype) -> tuple[Any, Soundwave
     if goes_on:
         restore_lora(model, start, config.lora_dropout, **hub)
     return model, processor
+
+
+def _refuse_without_effect(config: StageConfig, from_stage_one: bool) -> None:
+    """Settings of new parts, where the parts come from `start`: said, because nothing would come of them."""
+    given = [f"processor.{name}" for name in config.processor]
+    if config.stage == "align" or not from_stage_one:  # stage II makes a new model around what stage I has
+        given += [f"model.{name}" for name in config.model]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} would have no effect: with start, they are those of {config.start}. Leave them out "
+            "(processor={} model={} takes a file's back), or begin without start, from audio_model and text_model."
+        )
 
 
 def make_sampler(config: StageConfig, rows: Dataset) -> MixtureSampler:

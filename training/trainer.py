@@ -28,6 +28,8 @@ from soundwave.training.mixture import MixtureSampler
 from soundwave.training.progress import LOG, PRIVATE, Progress, StageCallback
 from soundwave.training.stages import STAGES, ConfigError
 
+UNUSED_BY_FRAMES = tuple(f"alignment_adapter.layer.self_attn.{part}_proj." for part in "qk")
+
 
 def freeze(model: nn.Module, trains: Sequence[str]) -> None:
     """Let only the named parts train, in fp32.
@@ -35,7 +37,8 @@ def freeze(model: nn.Module, trains: Sequence[str]) -> None:
     Args:
         model: any Soundwave model.
         trains: prefixes of parameter names; `"lora"` stands for the LoRA matrices. The rows of a tied CTC head are
-            the LLM's and never train.
+            the LLM's and never train, nor do the queries and keys of an alignment layer whose frames see only
+            themselves: no gradient reaches them, and several devices would wait for one.
 
     Raises:
         ConfigError: for a prefix that no parameter has.
@@ -43,6 +46,8 @@ def freeze(model: nn.Module, trains: Sequence[str]) -> None:
     named = dict(model.named_parameters())
     if model.config.ctc_head == "tied":
         named.pop("ctc_head.weight", None)
+    if model.config.alignment_attention == "frame":
+        named = {name: parameter for name, parameter in named.items() if not name.startswith(UNUSED_BY_FRAMES)}
     model.requires_grad_(False)
     for part in trains:
         chosen = [name for name in named if (is_lora(name) if part == "lora" else (name + ".").startswith(part + "."))]
@@ -245,9 +250,6 @@ class SoundwaveTrainerMixin:
                         f"{path} lacks the trained tensor {saved_name(name)}; was it another stage's run?"
                     )
 
-    def _load_best_model(self):
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         # A pickle with this machine's paths and the Hub token; nothing reads it.
@@ -334,7 +336,7 @@ class InstructionTrainer(SoundwaveTrainerMixin, SFTTrainer):
         args.max_length = None
         super().__init__(model, args, *positional, **kwargs)
         # The library patches in a fused head that needs hidden states as long as the labels; ours grow inside.
-        del self.model.forward
+        vars(self.model).pop("forward", None)
 
 
 def _count_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:

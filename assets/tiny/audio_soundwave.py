@@ -8,7 +8,9 @@ import base64
 import binascii
 import io
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from http.client import HTTPException
 from numbers import Real
@@ -25,6 +27,9 @@ OVERLAP = Fraction(1, 6)  # of a window, shared by two neighbours
 MAX_DOWNLOAD_BYTES = 512 * 2**20
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 MAX_CHANNELS = 64
+MP3_FRAME = 1152  # samples
+STDERR = 2  # the file descriptor that C libraries write to
+_decoding = threading.Lock()
 
 
 class AudioError(ValueError):
@@ -126,14 +131,52 @@ def _decode(source: Any, name: str) -> tuple[np.ndarray, int]:
             "run `pip install soundfile`, or pass the decoded samples with sampling_rate=."
         ) from error
     try:
-        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+        with _quiet_stderr(), soundfile.SoundFile(file) as reader:
+            announced, rate, kind = reader.frames, reader.samplerate, reader.format
+            samples = reader.read(dtype="float32", always_2d=True)
     except Exception as error:
         raise AudioError(
             f"{name} cannot be decoded ({error}); expected WAV, FLAC, OGG or MP3. "
             "Convert it, e.g. `ffmpeg -i INPUT OUTPUT.wav`."
         ) from error
+    # A cut MP3 ends without an error. Encoders do not agree on whether the header is a frame: one more is allowed.
+    missing = announced - len(samples)
+    if kind == "MP3" and missing > max(announced // 100, MP3_FRAME) and _has_frame_count(file):
+        raise AudioError(
+            f"{name} ends after {len(samples)} of the {announced} samples that its header announces; expected all of "
+            "them. The file is cut off or damaged: fetch or encode it again."
+        )
     # Here, where the layout is known: a clip may have fewer samples than channels.
     return samples.mean(axis=1, dtype=np.float32), rate
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Lead file descriptor 2 nowhere: libmpg123 reports every damaged frame there, and the caller gets an error."""
+    with _decoding:  # the descriptor belongs to the whole process: threads decode one after the other
+        saved: int | None = None
+        with suppress(OSError):  # a service may have closed it
+            saved = os.dup(STDERR)
+        if saved is None:
+            yield
+            return
+        try:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), STDERR)
+            yield
+        finally:
+            os.dup2(saved, STDERR)
+            os.close(saved)
+
+
+def _has_frame_count(file: str | io.BytesIO) -> bool:
+    """Whether an MP3 says how long it is; without it the length is a guess from the first frame's bit rate."""
+    if isinstance(file, str):
+        with open(file, "rb") as opened:
+            content = opened.read()
+    else:
+        content = file.getvalue()
+    return any(mark in content for mark in (b"Xing", b"Info", b"VBRI"))
 
 
 def recordings_list(audio: Any) -> list[Any]:

@@ -134,14 +134,24 @@ def render(
         {"role": role, "content": "".join(audio_token if part is None else _cut(part, control) for part in parts)}
         for role, parts in turns
     ]
-    return tokenizer.apply_chat_template(
-        messages,
-        chat_template=_with_pinned_date(template),
-        tokenize=False,
-        add_generation_prompt=ending == "prompt",
-        continue_final_message=ending == "continue",
-        **json.loads(key),
-    )
+    try:
+        return tokenizer.apply_chat_template(
+            messages,
+            chat_template=_with_pinned_date(template),
+            tokenize=False,
+            add_generation_prompt=ending == "prompt",
+            continue_final_message=ending == "continue",
+            **json.loads(key),
+        )
+    except Exception as error:
+        # A template's own refusal, known by its home: jinja's error class is not ours to import.
+        if type(error).__module__.partition(".")[0] != "jinja2":
+            raise
+        roles = ", ".join(message["role"] for message in messages) or "none"
+        raise ChatError(
+            f"The chat template refuses a conversation with the roles {roles}: {error}. Write the turns as this LLM "
+            "expects them."
+        ) from error
 
 
 def _with_pinned_date(template: str) -> str:
@@ -260,7 +270,10 @@ def _special_ids(tokenizer: Any, vocabulary: int) -> frozenset[int]:
 
 
 def answer_ids(tokenizer: Any, prompt: tuple[int, ...], full: tuple[int, ...]) -> list[int]:
-    """What the model must produce after the prompt: the answer and its closing token.
+    """What the model must produce after the prompt: the answer and all that closes it, up to the last special token.
+
+    A few families close a turn with several tokens. Which of them ends generation is for the LLM's generation config
+    to say: the model learns them all.
 
     Args:
         tokenizer: The LLM's tokenizer.
@@ -278,7 +291,7 @@ def answer_ids(tokenizer: Any, prompt: tuple[int, ...], full: tuple[int, ...]) -
     answer = list(full[len(prompt) :])
     special = _special_ids(tokenizer, len(tokenizer))
     last = max((i for i, token in enumerate(answer) if token in special), default=-1)
-    # Generation ends at the closing token: a line feed that the template writes behind it is never asked for.
+    # Generation ends at the last of them: a line feed that the template writes behind it is never asked for.
     if last >= 0 and not tokenizer.decode(answer[last + 1 :]).strip():
         return answer[: last + 1]
     # The template does not close the turn, and a model that never sees an end would never stop.

@@ -27,7 +27,8 @@ class CTCHead(nn.Module):
         text = config.text_config
         n_rows = text.vocab_size if config.ctc_token_ids is None else len(config.ctc_token_ids)
         self.blank_id = config.blank_id
-        self.token_ids = config.ctc_token_ids
+        allowed = None if config.ctc_token_ids is None else torch.tensor(config.ctc_token_ids)
+        self.register_buffer("token_ids", allowed, persistent=False)  # the configuration holds them
         self.tied = config.ctc_head == "tied"
         self.weight = nn.Parameter(torch.empty(n_rows, text.hidden_size)) if holds_rows else None
         self.log_scale = nn.Parameter(torch.zeros(())) if self.tied else None
@@ -48,8 +49,9 @@ class CTCHead(nn.Module):
             self.log_scale.copy_(loud.log())
             length = START_LENGTH / loud
         if self.weight is not None:
+            # A tied head's rows stay as the LLM has them, type included: at 128k tokens fp32 would double them.
             own = nn.functional.normalize(rows.float(), dim=-1) * START_LENGTH
-            self.weight.copy_(rows.float() if self.tied else own)
+            self.weight.data = rows.clone() if self.tied else own.to(self.weight.dtype)
         if self.blank is not None:
             nn.init.normal_(self.blank)
             self.blank.mul_(length / self.blank.norm())
@@ -60,9 +62,7 @@ class CTCHead(nn.Module):
 
     def allowed_rows(self, embeddings: torch.Tensor) -> torch.Tensor:
         """The rows (R, D) of the LLM's embeddings (V, D) that the head may emit."""
-        if self.token_ids is None:
-            return embeddings
-        return embeddings[torch.tensor(self.token_ids, device=embeddings.device)]
+        return embeddings if self.token_ids is None else embeddings[self.token_ids.to(embeddings.device)]
 
     def scaled(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames (..., D) times the trained scale, so that nothing of size V x D is built per step."""
@@ -72,10 +72,14 @@ class CTCHead(nn.Module):
         """LLM token ids -> row numbers of a restricted vocabulary."""
         if self.token_ids is None:
             return token_ids
-        allowed = torch.tensor(self.token_ids, device=token_ids.device)
-        rows = torch.searchsorted(allowed, token_ids.contiguous()).clamp(max=len(self.token_ids) - 1)
-        if not bool((allowed[rows] == token_ids).all()):
-            raise ValueError("CTC targets hold token ids that config.ctc_token_ids does not list; widen that list.")
+        allowed = self.token_ids.to(token_ids.device)
+        rows = torch.searchsorted(allowed, token_ids.contiguous()).clamp(max=len(allowed) - 1)
+        unknown = token_ids[allowed[rows] != token_ids]
+        if len(unknown):
+            raise ValueError(
+                f"CTC targets hold the token ids {unknown.unique()[:5].tolist()}, which config.ctc_token_ids does not "
+                "list; add them there."
+            )
         return rows
 
     @torch.no_grad()
@@ -84,7 +88,8 @@ class CTCHead(nn.Module):
         best = linear_argmax(self.scaled(frames), self.rows(embeddings), self.blank)
         if self.token_ids is None:
             return best
-        return torch.tensor([*self.token_ids, self.blank_id], device=best.device)[best]
+        emitted = torch.cat([self.token_ids, self.token_ids.new_tensor([self.blank_id])])
+        return emitted.to(best.device)[best]
 
     def loss(self, frames, frame_lengths, labels, label_lengths, embeddings=None) -> torch.Tensor:
         """CTC losses (n,) of frames (n, A, D) against LLM token ids (n, U); an impossible target counts as 0."""
@@ -94,7 +99,7 @@ class CTCHead(nn.Module):
         rows = self.rows(embeddings)
         blank = len(rows) if self.blank is not None else int(self._to_rows(torch.tensor([self.blank_id]))[0])
         inside = torch.arange(labels.shape[1], device=labels.device) < label_lengths[:, None]
-        filler = self.token_ids[0] if self.token_ids is not None else 0
+        filler = 0 if self.token_ids is None else int(self.token_ids[0])
         return linear_ctc_loss(
             self.scaled(frames),
             rows,
@@ -136,6 +141,7 @@ class _LinearCTC(torch.autograd.Function):
         h = hidden.to(weight.dtype)
         blank_row = weight[blank] if blank_weight is None else blank_weight.to(weight.dtype)
         need_hidden = ctx.needs_input_grad[0]
+        need_any = need_hidden or ctx.needs_input_grad[1] or ctx.needs_input_grad[7]
 
         lse = hidden.new_empty(B * A, dtype=dtype)
         expected = hidden.new_empty(B * A if need_hidden else 0, D, dtype=dtype)  # softmax(h W) W
@@ -154,6 +160,9 @@ class _LinearCTC(torch.autograd.Function):
         columns, lattice_targets = _lattice(targets, target_lengths)  # (B, U) labels, each class once
         rows = torch.cat([blank_row.expand(B, 1, D), weight[columns]], dim=1)  # (B, U + 1, D)
         log_p = torch.einsum("bad,bud->bau", h, rows).to(dtype) - lse[..., None]
+        if not need_any:  # evaluation, torch.inference_mode included
+            log_p = log_p.transpose(0, 1)
+            return F.ctc_loss(log_p, lattice_targets, input_lengths, target_lengths, 0, "none", zero_infinity)
         with torch.enable_grad():
             leaf = log_p.detach().requires_grad_()
             losses = F.ctc_loss(
@@ -183,6 +192,8 @@ class _LinearCTC(torch.autograd.Function):
         d_hidden = d_weight = d_blank = None
         if grad_hidden is not None:
             d_hidden = (grad_hidden * grad_losses.to(dtype)[:, None, None]).to(hidden.dtype)
+        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[7]):  # a frozen head
+            return d_hidden, None, None, None, None, None, None, None
         h = hidden.to(dtype) * (grad_losses.to(dtype)[:, None, None] * counted[..., None])  # frames by their share
         pull = torch.einsum("bau,bad->bud", posterior, h)  # (B, U + 1, D)
         if ctx.needs_input_grad[1]:
@@ -267,9 +278,14 @@ def linear_ctc_loss(
             f"blank is {blank} with {len(weight)} rows in weight: give blank_weight for blank = {len(weight)}, "
             "or a row of weight without it."
         )
-    losses = _LinearCTC.apply(
-        hidden, weight, targets, input_lengths, target_lengths, blank, zero_infinity, blank_weight
-    )
+    if not torch.is_grad_enabled():  # no gradient work; torch.inference_mode allows none
+        hidden, weight = hidden.detach(), weight.detach()
+        blank_weight = None if blank_weight is None else blank_weight.detach()
+    # The rows' own type decides the precision; autocast would change it between forward and backward.
+    with torch.autocast(hidden.device.type, enabled=False):
+        losses = _LinearCTC.apply(
+            hidden, weight, targets, input_lengths, target_lengths, blank, zero_infinity, blank_weight
+        )
     if reduction == "mean":
         return (losses / target_lengths.clamp(min=1)).mean()
     return losses.sum() if reduction == "sum" else losses

@@ -90,7 +90,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
             stand_in = next((i for i in (text.bos_token_id, self.config.pad_token_id) if i is not None), 0)
         filler = self.config.pad_token_id if self.config.pad_token_id is not None else stand_in
         ids = input_ids.gather(1, spliced.source.clamp(min=0))
-        ids = torch.where(ids == self.config.audio_token_id, stand_in, ids) if self.config.audio_token_id else ids
+        if self.config.audio_token_id is not None:
+            ids = torch.where(ids == self.config.audio_token_id, stand_in, ids)
         return ids.masked_fill(spliced.source < 0, filler)
 
     def prepare_inputs_for_generation(

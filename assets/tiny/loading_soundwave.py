@@ -18,6 +18,7 @@ from .configuration_soundwave import SoundwaveConfig
 
 SPEECH_PREFIXES = ("audio_tower.", "alignment_adapter.", "ctc_head.", "shrinking_adapter.")
 LLM_PREFIX = "language_model."
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")  # what LLM families call their input embeddings
 HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 
 
@@ -77,7 +78,7 @@ def embedding_rows(model_id: str, text_config, token_ids: list[int] | None, **hu
     for path in find_shards(model_id, **hub_arguments):
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118
-                if not name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight")):
+                if not name.endswith(EMBEDDINGS):
                     continue
                 rows = file.get_slice(name)
                 if rows.get_shape() == shape:
@@ -136,7 +137,7 @@ def merge_lora(tensors: dict[str, torch.Tensor], lora: dict[str, torch.Tensor], 
         if up is None or target not in tensors:
             raise WeightsError(f"LoRA tensor {key} has no {'lora_B half' if up is None else 'matrix ' + target}.")
         matrix = tensors[target]
-        tensors[target] = (matrix.float() + scale * (up.float() @ down.float())).to(matrix.dtype)
+        tensors[target] = matrix.float() + scale * (up.float() @ down.float())  # the loader rounds it, once
 
 
 def lora_state_dict(model_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
@@ -231,10 +232,10 @@ class SoundwaveLoadingMixin:
     @classmethod
     def _without_llm(cls, config, tensors):
         """The tensors that a model without an LLM takes from a repository with one."""
-        embeddings = LLM_PREFIX + "model.embed_tokens.weight"
-        if config.ctc_head == "tied" and "ctc_head.weight" not in tensors and embeddings in tensors:
-            rows = tensors[embeddings]
-            tensors["ctc_head.weight"] = rows if config.ctc_token_ids is None else rows[config.ctc_token_ids]
+        if config.ctc_head == "tied" and "ctc_head.weight" not in tensors:
+            llm = {name: rows for name, rows in tensors.items() if name.startswith(LLM_PREFIX)}
+            for rows in (rows for name, rows in llm.items() if name.endswith(EMBEDDINGS)):
+                tensors["ctc_head.weight"] = rows if config.ctc_token_ids is None else rows[config.ctc_token_ids]
         unused = (LLM_PREFIX,) if hasattr(cls, "shrink") else (LLM_PREFIX, "shrinking_adapter.")
         return {name: tensor for name, tensor in tensors.items() if not name.startswith(unused)}
 
@@ -301,15 +302,20 @@ class SoundwaveLoadingMixin:
             dtype: of encoder and LLM; ``"auto"`` = fp32, and the LLM as it was saved.
             revision: of the stage I repository.
             **fields: fields of `SoundwaveConfig` to change.
+
+        Raises:
+            WeightsError: for an unknown field, an unknown LLM, or one of another width than stage I was aligned to.
         """
         from .speech_soundwave import SoundwaveForCTC
 
+        if unknown := sorted(fields.keys() - cls.config_class.__dataclass_fields__.keys()):
+            raise WeightsError(
+                f"SoundwaveConfig has no field {', '.join(unknown)}; see its docstring for those it has."
+            )
         aligned = SoundwaveForCTC.from_pretrained(ctc_model, dtype=torch.float32, revision=revision)
         if dtype != "auto":
             aligned.audio_tower.to(dtype)
-        config = copy.deepcopy(aligned.config)
-        for name, value in fields.items():
-            setattr(config, name, value)
+        config = cls.config_class.from_dict({**aligned.config.to_dict(), **fields})  # checked as a new one
         source = text_model or config.text_model_id
         if source is None:
             raise WeightsError(

@@ -8,6 +8,7 @@ kept after shrinking (varies), N prompt tokens, L LLM positions, D_e and D encod
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,8 @@ class SoundwaveOutput(ModelOutput):
     logits: torch.Tensor | None = None
     audio_positions: torch.Tensor | None = None
     past_key_values: object | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel):
@@ -61,6 +64,11 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
             pad_token_id=config.pad_token_id,
         )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The LLM's."""
+        return self.language_model.dtype
+
     def get_input_embeddings(self):
         """The LLM's token embedding."""
         return self.language_model.get_input_embeddings()
@@ -81,15 +89,15 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
         self, input_ids, attention_mask, audio_inputs: dict, labels=None, pad_left=None, aligned=None
     ) -> Spliced:
         """Embed the prompts (B, N) and put every recording's features in its place."""
-        features = {name: audio_inputs.get(name) for name in self.AUDIO_FEATURES}
+        features: dict[str, Any] = {name: audio_inputs.get(name) for name in self.AUDIO_FEATURES}
         embeds, lengths = audio_inputs.get("audio_embeds"), audio_inputs.get("audio_lengths")
         if embeds is not None and lengths is None:
             lengths = torch.full((embeds.shape[0],), embeds.shape[1], device=embeds.device)
         if aligned is None and any(features[name] is not None for name in ("input_features", "encoder_features")):
-            if embeds is not None:
-                raise ValueError("give audio_embeds or audio features, not both.")
             aligned = self.align(**features)
         if aligned is not None:
+            if embeds is not None:
+                raise ValueError("give audio_embeds or audio features, not both.")
             embeds, lengths = self.shrink(aligned)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -128,7 +136,7 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
         ``ctc_labels`` are given (§2.3). With labels only labelled positions reach the LM head. ``num_items_in_batch``,
         ``num_ctc_tokens``: each loss is a sum over this count of tokens; ``None`` = means over this batch.
         """
-        audio_inputs = {
+        audio_inputs: dict[str, Any] = {
             "input_features": input_features,
             "input_features_mask": input_features_mask,
             "window_offsets": window_offsets,
@@ -136,15 +144,22 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
             "encoder_features": encoder_features,
         }
         aligned = audio_positions = None
-        if inputs_embeds is None and (labels is not None or self._starts_with_audio(input_ids, past_key_values)):
-            if input_features is not None or encoder_features is not None:
+        recorded = input_features is not None or encoder_features is not None
+        given = recorded or audio_embeds is not None
+        if given and inputs_embeds is not None:
+            raise ValueError("give inputs_embeds or recordings, not both: recordings are put into input_ids' places.")
+        if ctc_labels is not None and labels is None:
+            raise ValueError("ctc_labels need labels beside them; for the CTC loss alone use SoundwaveForCTC.")
+        prompt = position_ids is None and _is_prompt(past_key_values)  # and no step of a generation
+        if inputs_embeds is None and (given or labels is not None or (prompt and self._names_audio(input_ids))):
+            if recorded:
                 aligned = self.align(**audio_inputs)
             shrunk = {"audio_embeds": audio_embeds, "audio_lengths": audio_lengths}
             spliced = self.splice(input_ids, attention_mask, shrunk, labels, aligned=aligned)
             inputs_embeds, attention_mask, position_ids, labels, audio_positions = spliced[:5]
             input_ids = None
-        elif inputs_embeds is None and position_ids is None and _is_prompt(past_key_values):
-            position_ids = _positions(attention_mask)  # padding must not move a row's positions
+        elif inputs_embeds is None and position_ids is None and attention_mask is not None:
+            position_ids = _positions(attention_mask, input_ids.shape[1])  # padding must not move a row's positions
         if labels is not None and not output_logits:
             logits_to_keep = _predicts_label(labels)
         outputs = self.language_model(
@@ -166,7 +181,7 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
             if ctc_labels is not None and aligned is not None:
                 ctc_loss = self._reduce_ctc(*self.ctc_losses(aligned, ctc_labels, ctc_label_lengths), num_ctc_tokens)
                 loss = loss + self.config.ctc_weight * ctc_loss
-            if aligned is None and audio_embeds is None and self.training and torch.distributed.is_initialized():
+            if aligned is None and audio_embeds is None and torch.distributed.is_initialized():
                 loss = loss + self._silent_window(inputs_embeds)
         return SoundwaveOutput(
             loss=loss,
@@ -175,12 +190,14 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
             logits=logits,
             audio_positions=audio_positions,
             past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
-    def _starts_with_audio(self, input_ids, past_key_values) -> bool:
-        """Whether this call brings a prompt with recordings (and is no later step of a generation)."""
+    def _names_audio(self, input_ids: torch.Tensor) -> bool:
+        """Whether a prompt holds placeholders of recordings."""
         audio_id = self.config.audio_token_id
-        return audio_id is not None and _is_prompt(past_key_values) and bool((input_ids == audio_id).any())
+        return audio_id is not None and bool((input_ids == audio_id).any())
 
     def _silent_window(self, like: torch.Tensor) -> torch.Tensor:
         """Zero, by way of every speech module: a rank without recordings must join the others' collectives."""
@@ -194,11 +211,11 @@ def _is_prompt(past_key_values) -> bool:
     return past_key_values is None or past_key_values.get_seq_length() == 0
 
 
-def _positions(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """Position ids (B, N) that count a row's own tokens; ``None`` without a mask (B, N)."""
-    if attention_mask is None or attention_mask.dim() != 2:
+def _positions(attention_mask: torch.Tensor, last: int) -> torch.Tensor | None:
+    """Position ids (B, last) of the newest tokens, counting a row's own; ``None`` without a mask (B, all tokens)."""
+    if attention_mask.dim() != 2:
         return None
-    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -last:]
 
 
 def _predicts_label(labels: torch.Tensor) -> torch.Tensor:

@@ -149,7 +149,7 @@ class SoundwaveProcessor(ProcessorMixin):
         return list(self._ids(self._prompt_turns(messages), "prompt"))
 
     def prompt_and_answer_ids(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
-        """Ids of the prompt, and of the final assistant's answer with its closing token."""
+        """Ids of the prompt, and of the final assistant's answer with its closing tokens."""
         turns = self._turns(messages)
         if not turns or turns[-1][0] != "assistant":
             raise ChatError(
@@ -167,12 +167,14 @@ class SoundwaveProcessor(ProcessorMixin):
         prompt = self._ids((question,), "prompt")
         empty = answer_ids(self.tokenizer, prompt, self._ids((question, ("assistant", ("",)))))
         answer = answer_ids(self.tokenizer, prompt, self._ids((question, ("assistant", (text,)))))
-        # What the empty answer has as well the template wrote: perhaps closed thoughts, surely the closing token. A
+        # What the empty answer has as well the template wrote: perhaps closed thoughts, surely the closing tokens. A
         # space before the text belongs to the answer.
-        opening = 0
-        while opening < min(len(empty), len(answer)) - 1 and empty[opening] == answer[opening]:
+        shared, opening, closing = min(len(empty), len(answer)), 0, 1
+        while opening < shared - 1 and empty[opening] == answer[opening]:
             opening += 1
-        return answer[opening if self.tokenizer.decode(answer[:opening]).strip() else 0 : -1]
+        while closing < shared - opening and empty[-closing - 1] == answer[-closing - 1]:
+            closing += 1
+        return answer[opening if self.tokenizer.decode(answer[:opening]).strip() else 0 : -closing]
 
     def example_messages(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The conversation of a training or evaluation row: audio, then the instruction, then the answer if any.

@@ -29,7 +29,7 @@ class AlignedAudio(NamedTuple):
 
     frames: torch.Tensor  # (n_audios, A, D)
     mask: torch.Tensor  # (n_audios, A) bool, valid frames first
-    token_ids: torch.Tensor  # (n_audios, A) arg-max of the CTC head
+    token_ids: torch.Tensor | None  # (n_audios, A) arg-max of the CTC head
 
 
 @dataclass
@@ -67,6 +67,8 @@ class SoundwavePreTrainedModel(SoundwaveLoadingMixin, PreTrainedModel):
             for parameter in (module.log_scale, module.blank):
                 if parameter is not None:
                     nn.init.zeros_(parameter)
+            if module.token_ids is not None:  # not in any file: the loader leaves it empty
+                module.token_ids.copy_(torch.tensor(self.config.ctc_token_ids))
 
     def train(self, mode: bool = True):
         """Training mode for the parts that are trained; frozen ones stay in evaluation mode (no dropout)."""
@@ -95,6 +97,11 @@ class SoundwaveForCTC(SoundwavePreTrainedModel):
         self.ctc_head = CTCHead(config, holds_rows=config.ctc_head == "separate" or not self._holds_llm)
         if type(self) is SoundwaveForCTC:
             self.post_init()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of what learns, or of the LLM where there is one; a frozen encoder may have another."""
+        return self.alignment_adapter.proj.weight.dtype
 
     def ctc_rows(self) -> torch.Tensor | None:
         """The LLM's embedding matrix (V, D) for a tied head; ``None`` where the head holds its rows itself."""
@@ -132,8 +139,11 @@ class SoundwaveForCTC(SoundwavePreTrainedModel):
         window_offsets=None,
         windows_per_audio=None,
         encoder_features=None,
+        greedy: bool = True,
     ) -> AlignedAudio:
         """Windows -> whole recordings in the LLM's space: encode, align, then join windows at their seams.
+
+        ``greedy=False`` leaves out the arg-max over V where only a loss needs the frames and no windows are joined.
 
         Raises:
             ValueError: when features are missing, non-finite, of another shape than the encoder takes, or the counts
@@ -149,8 +159,9 @@ class SoundwaveForCTC(SoundwavePreTrainedModel):
         else:
             mask = input_features_mask[:, ::MEL_PER_ALIGNED_FRAME][:, :A].bool()
         frames = self.alignment_adapter(encoder_features[:, : 2 * A], mask)  # (n_windows, A, D)
-        token_ids = self.ctc_head.labels(frames, self.ctc_rows())
-        if windows_per_audio is None or len(windows_per_audio) == n:
+        whole = windows_per_audio is None or len(windows_per_audio) == n
+        token_ids = self.ctc_head.labels(frames, self.ctc_rows()) if greedy or not whole else None
+        if whole:
             return AlignedAudio(frames, mask, token_ids)
 
         audio_index = torch.repeat_interleave(windows_per_audio)  # (n_windows,) recording of each window
@@ -160,10 +171,10 @@ class SoundwaveForCTC(SoundwavePreTrainedModel):
         row = audio_index[:, None].expand(n, A)[kept]
         lengths = torch.zeros_like(windows_per_audio).index_add(0, row, torch.ones_like(row))
         column = torch.arange(len(row), device=row.device) - (lengths.cumsum(0) - lengths)[row]
-        whole = (len(windows_per_audio), int(lengths.max()))
-        joined = frames.new_zeros(*whole, frames.shape[-1]).index_put((row, column), frames[kept])
-        token_ids = token_ids.new_full(whole, self.config.blank_id).index_put((row, column), token_ids[kept])
-        mask = torch.arange(whole[1], device=row.device) < lengths[:, None]
+        size = (len(windows_per_audio), int(lengths.max()))
+        joined = frames.new_zeros(*size, frames.shape[-1]).index_put((row, column), frames[kept])
+        token_ids = token_ids.new_full(size, self.config.blank_id).index_put((row, column), token_ids[kept])
+        mask = torch.arange(size[1], device=row.device) < lengths[:, None]
         return AlignedAudio(joined, mask, token_ids)
 
     def _check_audio(self, input_features, mask, windows_per_audio, window_offsets, encoder_features) -> None:
@@ -184,6 +195,8 @@ class SoundwaveForCTC(SoundwavePreTrainedModel):
         if not self.training and not bool(torch.isfinite(features).all()):
             raise ValueError("audio features hold NaN or infinite values; check the recordings for them.")
         if windows_per_audio is not None:
+            if bool((windows_per_audio < 1).any()):
+                raise ValueError(f"windows_per_audio is {windows_per_audio.tolist()}; every recording has a window.")
             if int(windows_per_audio.sum()) != features.shape[0]:
                 raise ValueError(
                     f"windows_per_audio counts {int(windows_per_audio.sum())} windows, but {features.shape[0]} came."
@@ -218,9 +231,11 @@ class SoundwaveForCTC(SoundwavePreTrainedModel):
     ) -> SoundwaveCTCOutput:
         """Greedy labels, and with ``ctc_labels`` (n_audios, U) the CTC loss over the LLM's vocabulary (§2.2.1).
 
+        In training the labels are left out, unless windows are joined by them.
         ``num_ctc_tokens``: the loss is a sum over this count of target tokens; ``None`` = the mean of per-token means.
         """
-        aligned = self.align(input_features, input_features_mask, window_offsets, windows_per_audio, encoder_features)
+        audio = (input_features, input_features_mask, window_offsets, windows_per_audio, encoder_features)
+        aligned = self.align(*audio, greedy=not self.training)
         loss = None
         if ctc_labels is not None:
             loss = self._reduce_ctc(*self.ctc_losses(aligned, ctc_labels, ctc_label_lengths), num_ctc_tokens)
@@ -229,8 +244,9 @@ class SoundwaveForCTC(SoundwavePreTrainedModel):
     @torch.no_grad()
     def transcribe_ids(self, **audio_inputs) -> list[list[int]]:
         """Greedy CTC: the LLM token ids of each recording, runs collapsed and blanks dropped."""
-        _, mask, token_ids = self.align(**audio_inputs)
-        blank = self.config.blank_id
+        aligned, blank = self.align(**audio_inputs), self.config.blank_id
+        mask, token_ids = aligned.mask, aligned.token_ids
+        assert token_ids is not None  # greedy by default
         keep = collapse_runs(token_ids, mask, blank, keep_blanks=False) & (token_ids != blank)
         return [ids[k].tolist() for ids, k in zip(token_ids, keep, strict=True)]
 

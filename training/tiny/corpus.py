@@ -164,14 +164,14 @@ def _add_evaluation(builder: _Builder, split: str, rows: int) -> None:
         unseen, accent = voices.DEV_UNSEEN_VOICES, voices.DEV_ACCENT_VOICES
     groups = {"seen": voices.SEEN_VOICES, "unseen": unseen, "accent": accent}
     for group, pool in groups.items():
-        for index, sentence in enumerate(draw_split(rng, split, rows)):
+        for index, sentence in enumerate(draw_split(rng, split, rows, distinct=True)):
             job = builder.say(f"{split}_{group}", [sentence.text], pool)
             builder.add(f"{split}/asr_{group}", "asr", job.transcript, job)
             if group != "accent":
                 builder.add(f"{split}/st_{group}", "st", sentence.german, job)
                 if index % 2:  # half of the intents from each group
                     builder.add(f"{split}/intent", "intent", sentence.intent, job)
-    for sentence in draw_split(rng, split, rows):
+    for sentence in draw_split(rng, split, rows, distinct=True):
         label, parts = _with_sound(sentence, rng)
         job = builder.say(f"{split}_sound", parts, voices.SEEN_VOICES)
         builder.add(f"{split}/sound", "sound", job.transcript, job)

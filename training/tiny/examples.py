@@ -13,6 +13,7 @@ from soundwave.training.tiny.grammar import (
     Sentence,
     all_questions,
     draw_split,
+    sentence_split,
 )
 from soundwave.training.tiny.utterances import SOUND_LABELS
 
@@ -66,9 +67,17 @@ def text_examples(count: int, seed: int, split: str = "train", questions: Sequen
     vocabulary = sorted(set(vocabulary) | {word for question in questions for word in question.text.split()})
     tasks = rng.choices(list(TASK_WEIGHTS), weights=list(TASK_WEIGHTS.values()), k=count)
     return [
-        _example(task, sentence, sentences, questions, vocabulary, rng)
+        _example(task, sentence, sentences, questions, vocabulary, split, rng)
         for task, sentence in zip(tasks, sentences, strict=True)
     ]
+
+
+def _random_words(words: Sequence[str], split: str, rng: random.Random) -> str:
+    """One to ten words in a row that make no sentence of another split."""
+    while True:
+        text = " ".join(rng.choices(words, k=rng.randint(1, 10)))
+        if sentence_split(text) == split:
+            return text
 
 
 def _example(
@@ -77,6 +86,7 @@ def _example(
     sentences: Sequence[Sentence],
     questions: Sequence[Question],
     vocabulary: Sequence[str],
+    split: str,
     rng: random.Random,
 ) -> dict:
     content, answer, wording = sentence.text, sentence.text, task
@@ -84,12 +94,10 @@ def _example(
     label = rng.choice(SOUND_LABELS)
     if task == "asr" and rng.random() < 0.08:  # as long as the longest recordings
         content = answer = " ".join(s.text for s in rng.sample(sentences, rng.choice((2, 2, 2, 3, 3, 5, 8))))
-    elif task == "digits":
+    elif task in ("digits", "words"):
         wording = "asr"
-        content = answer = " ".join(rng.choices(DIGITS, k=rng.randint(1, 10)))
-    elif task == "words":
-        wording = "asr"
-        content = answer = " ".join(rng.choices([*vocabulary, *SOUND_LABELS], k=rng.randint(1, 10)))
+        words = DIGITS if task == "digits" else [*vocabulary, *SOUND_LABELS]
+        content = answer = _random_words(words, split, rng)
     elif task == "question":
         wording = "asr"
         content = answer = question.text

@@ -49,7 +49,7 @@ def pack(run: str | Path, output: str | Path, name: str = "soundwave/soundwave-t
         processor = SoundwaveProcessor.from_pretrained(made)
         names = sorted(str(path) for path in (run / "corpus" / "test").glob("*.jsonl"))
         evaluate_files(model, processor, names, output_dir=made, command="python -m soundwave.training.tiny.pack")
-        (made / "README.md").write_text(build_card(made, name), encoding="utf-8")
+        (made / "README.md").write_text(build_card(made, name, answers_stay=False), encoding="utf-8")
         (made / "answers.jsonl").unlink()  # as large as the weights; `results.json` keeps what was counted
         size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
         if size > LIMIT_BYTES:

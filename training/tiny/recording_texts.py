@@ -16,8 +16,8 @@ QUESTION_WORDS = "How many words are said What Is the first last largest smalles
 TEXT_WEIGHTS = {"asr": 0.4, "words": 0.12, "sound": 0.12, "sound_class": 0.06, "spoken_qa": 0.15, "text_qa": 0.15}
 
 
-def draw_text(words: Sequence[str], rng: np.random.Generator, split: str) -> list[str]:
-    """Words of one utterance: mostly two to six; in training also one, and now and then many more.
+def draw_text(words: Sequence[str], rng: np.random.Generator, split: str, longest: int = 25) -> list[str]:
+    """Words of one utterance: mostly two to six; in training also one, and now and then many more, up to `longest`.
 
     Three words and more belong to one split by the hash of their text; shorter texts are too few to be held out.
     """
@@ -28,9 +28,14 @@ def draw_text(words: Sequence[str], rng: np.random.Generator, split: str) -> lis
             n = int(rng.integers(8, 26))
         else:
             n = int(rng.choice(6, p=[0.04, 0.14, 0.2, 0.22, 0.2, 0.2])) + 1
-        drawn = [words[int(i)] for i in rng.integers(len(words), size=n)]
-        if n < 3 or sentence_split(" ".join(drawn)) == split:
+        drawn = [words[int(i)] for i in rng.integers(len(words), size=min(n, longest))]
+        if belongs(drawn, split):
             return drawn
+
+
+def belongs(words: Sequence[str], split: str) -> bool:
+    """Whether a text may be used in a split; see `draw_text`."""
+    return len(words) < 3 or sentence_split(" ".join(words)) == split
 
 
 def question(words: Sequence[str], vocabulary: Sequence[str], rng: np.random.Generator) -> tuple[str, str]:
@@ -78,12 +83,15 @@ def _example(
     split: str,
     rng: np.random.Generator,
 ) -> dict:
-    words = draw_text(vocabulary, rng, split)
+    words = draw_text(vocabulary, rng, split, ASKED_WORDS if task in ("spoken_qa", "text_qa") else 25)
     wordings = INSTRUCTIONS["asr" if task in ("words", "text_qa") else task]
     content = answer = " ".join(words)
     instruction = wordings[0] if rng.random() < 0.7 else str(rng.choice(wordings))
     if task == "words":
-        content = answer = " ".join(map(str, rng.choice(everything, size=int(rng.integers(1, 11)))))
+        drawn = [str(word) for word in rng.choice(everything, size=int(rng.integers(1, 11)))]
+        while not belongs(drawn, split):
+            drawn = [str(word) for word in rng.choice(everything, size=int(rng.integers(1, 11)))]
+        content = answer = " ".join(drawn)
     elif task.startswith("sound"):
         name = sorted(sounds)[int(rng.integers(len(sounds)))]
         place = int(rng.choice([0, len(words)]))
@@ -91,8 +99,6 @@ def _example(
         content = sounds[name] if alone else " ".join([*words[:place], sounds[name], *words[place:]])
         answer = content if task == "sound" else name
     elif task in ("spoken_qa", "text_qa"):
-        words = words[:ASKED_WORDS]
-        content = " ".join(words)
         instruction, answer = question(words, vocabulary, rng)
         if task == "spoken_qa":
             answer = f"{content} : {answer}"

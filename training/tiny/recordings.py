@@ -32,7 +32,7 @@ from soundwave.training.tiny.sounds import SAMPLING_RATE
 from soundwave.training.tiny.synthesizer import SEEN_VOICES
 from soundwave.training.tiny.utterances import Job, Spoken, frame_count, frame_names, speak
 
-SOUND_S = (0.9, 2.4)  # seconds of a sound beside words
+SOUND_S = (0.5, 1.2)  # seconds of a sound beside words: an event, not a scene
 SOUND_ALONE_S = (1.5, 3.0)
 AUGMENTATION = audio.Augmentation()
 # A synthesized voice has a wider band than many recordings: more often it goes through a narrow line.
@@ -105,18 +105,18 @@ class _Builder:
         self.takes.append(Take(f"{name}_{len(self.takes):05d}", tuple(clips), seed, training, **fields))
         return self.takes[-1]
 
-    def string(self, pool: str, split: str) -> list[Clip]:
-        """Recordings of one speaker that make a text of the split."""
+    def string(self, pool: str, split: str, longest: int = 25) -> list[Clip]:
+        """Recordings of one speaker that make a text of the split, of at most `longest` words."""
         while True:
             said = self.pools[pool].words
             speaker = sorted(said)[int(self.rng.integers(len(said)))]
             if len(said[speaker]) > 1:  # a speaker of one word makes no strings
-                words = draw_text(sorted(said[speaker]), self.rng, split)
+                words = draw_text(sorted(said[speaker]), self.rng, split, longest)
                 return self.pools[pool].draw_words(speaker, words, self.rng)
 
     def with_sound(self, pool: str, split: str) -> list[Clip]:
         """A string of words with a sound before or after it, now and then between two words."""
-        clips = self.string(pool, split)[:5]
+        clips = self.string(pool, split, 5)
         place = self.rng.choice([0, len(clips), int(self.rng.integers(len(clips) + 1))], p=[0.45, 0.45, 0.1])
         return [*clips[:place], self.pools[pool].draw_sound(self.rng), *clips[place:]]
 
@@ -150,7 +150,7 @@ class _Builder:
 
     def ask_text(self, split: str, rows: int) -> None:
         for _ in range(rows):
-            words = draw_text(self.vocabulary, self.rng, split)[:ASKED_WORDS]
+            words = draw_text(self.vocabulary, self.rng, split, ASKED_WORDS)
             asked, answer = question(words, self.vocabulary, self.rng)
             self.add(f"{split}/text_qa", "text_qa", answer, instruction=text_question(words, asked))
 
