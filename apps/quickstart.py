@@ -326,15 +326,12 @@ def data_license(licences: Iterable[str]) -> str | None:
 
     `None` where they ask for nothing: CC0, or speech made by this command.
     """
-    asked = [re.sub(r"[\s_]+", "-", licence.strip().upper()) for licence in licences]
-    asked = [licence for licence in asked if "CC-BY" in licence]
+    asked = [re.sub(r"[\s_]+", "-", licence.strip().lower()) for licence in licences]
+    asked = [licence for licence in asked if "cc-by" in licence]
     if not asked:
         return None
-    parts = [
-        "nc" if any("-NC" in licence for licence in asked) else "",
-        "sa" if any("-SA" in x for x in asked) else "",
-    ]
-    return "-".join(["cc-by", *filter(None, parts), "4.0"])
+    passed_on = [part for part in ("nc", "sa") if any(f"-{part}" in licence for licence in asked)]
+    return "-".join(["cc-by", *passed_on, "4.0"])
 
 
 def say(what: str, started: float, results: Sequence[TaskResult] = ()) -> None:

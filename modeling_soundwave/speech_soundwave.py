@@ -160,7 +160,9 @@ class SoundwaveForCTC(SoundwavePreTrainedModel):
             mask = input_features_mask[:, ::MEL_PER_ALIGNED_FRAME][:, :A].bool()
         frames = self.alignment_adapter(encoder_features[:, : 2 * A], mask)  # (n_windows, A, D)
         whole = windows_per_audio is None or len(windows_per_audio) == n
-        token_ids = self.ctc_head.labels(frames, self.ctc_rows()) if greedy or not whole else None
+        if whole and not greedy:
+            return AlignedAudio(frames, mask, None)
+        token_ids = self.ctc_head.labels(frames, self.ctc_rows())
         if whole:
             return AlignedAudio(frames, mask, token_ids)
 

@@ -15,7 +15,21 @@ def make_processor(family: str, **fields) -> SoundwaveProcessor:
     return SoundwaveProcessor(WhisperFeatureExtractor(chunk_length=2), make_tokenizer(family), **fields)
 
 
+# What a template writes behind an answer, up to its last control token.
+CLOSINGS = {
+    "llama3": ["<|eot_id|>"],
+    "qwen3": ["<|im_end|>"],
+    "gemma": ["<end_of_turn>"],
+    "mistral": ["</s>"],
+    "phi3": ["<|end|>", "\n", "<|endoftext|>"],
+    "words": ["<eot>"],
+}
 PROCESSORS = {family: make_processor(family) for family in FAMILIES}
+
+
+def closing_ids(processor: SoundwaveProcessor) -> list[int]:
+    family = next(family for family, known in PROCESSORS.items() if known.chat_template == processor.chat_template)
+    return [processor.tokenizer.encode(name, add_special_tokens=False)[0] for name in CLOSINGS[family]]
 
 
 def noise(samples: int, seed: int = 0) -> np.ndarray:

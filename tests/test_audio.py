@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import sys
 import threading
 from fractions import Fraction
@@ -154,6 +155,41 @@ def test_formats_rates_and_channels(format, subtype):
 def test_mp3():
     loaded = load_audio(encoded(tone(0.5, 22_050), 22_050, format="MP3"))
     assert peak_hertz(loaded) == pytest.approx(440, abs=3)
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_cut_mp3(mode, tmp_path, capfd):
+    content = encoded(noise(10 * SAMPLING_RATE), format="MP3", bitrate_mode=mode)
+    assert len(load_audio(content)) == 10 * SAMPLING_RATE
+    path = tmp_path / "cut.mp3"
+    path.write_bytes(content[: len(content) // 2])
+    for source in (path, path.read_bytes()):
+        with pytest.raises(AudioError, match=r"ends after \d+ of the 160000 samples"):
+            load_audio(source)
+    headless = content[content.index(content[:2], 2) :]  # its length is a guess, and no reason to refuse it
+    assert load_audio(headless[: len(headless) // 2]).size
+    assert capfd.readouterr().err == ""
+
+
+def test_damaged_mp3_is_quiet(capfd):
+    content = bytearray(encoded(noise(20 * SAMPLING_RATE), format="MP3"))
+    content[20_000:20_400] = bytes(400)
+    assert len(load_audio(bytes(content))) == pytest.approx(20 * SAMPLING_RATE, rel=0.01)
+    content[20_000:24_000] = bytes(4000)
+    with pytest.raises(AudioError, match="cannot be decoded"):
+        load_audio(bytes(content))
+    os.write(2, b"heard again")
+    assert capfd.readouterr().err == "heard again"
+
+
+def test_decoding_with_standard_error_closed(wav):
+    saved = os.dup(2)
+    try:
+        os.close(2)
+        np.testing.assert_array_equal(load_audio(wav[0]), wav[1])
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 @pytest.mark.parametrize("resampler", ["torchaudio", "soxr"])

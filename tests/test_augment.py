@@ -40,6 +40,18 @@ def test_masks_depend_on_the_seed_and_leave_the_global_state_alone():
     assert torch.allclose(one[one != features], torch.tensor(0.0), atol=0.1)
 
 
+def test_the_accelerators_are_not_seeded(monkeypatch):
+    seeded = []
+    for device in (torch.cuda, torch.xpu, torch.mps):
+        name = "manual_seed" if device is torch.mps else "manual_seed_all"
+        monkeypatch.setattr(device, name, seeded.append)
+    torch.manual_seed(1)
+    assert seeded  # what the library's own function does to them
+    seeded.clear()
+    SpecAugment()(torch.randn(1, 16, 100), None, seed=9)
+    assert not seeded
+
+
 def test_one_window_is_masked_the_same_in_any_batch():
     features = torch.randn(3, 16, 100)
     alone = SpecAugment()(features[:1], None, seed=9)

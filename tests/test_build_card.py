@@ -1,7 +1,11 @@
 """The card: rendered from a run's files, executable, and unable to print a figure that was not measured."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -9,6 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 from jinja2 import UndefinedError
 
+from soundwave.apps.quickstart import data_license
 from soundwave.eval.evaluate import evaluate_ctc, evaluate_rows
 from soundwave.eval.results import ANSWERS_FILE, RESULTS_FILE, read_results
 from soundwave.model_card import build_card as card_module
@@ -16,6 +21,9 @@ from soundwave.model_card.build_card import CardFacts, build_card, check_name, d
 from soundwave.model_card.figures import CardError, Figures
 from soundwave.training.stages import StageConfig
 from tests.conftest import SAMPLING_RATE, tone
+from tests.local_hub import LocalHub
+
+ROOT = Path(__file__).parents[1]
 
 FACTS = CardFacts(
     speech="Synthesized tones, nobody speaks.",
@@ -150,6 +158,36 @@ def test_an_edited_result_is_refused(instruct_run):
         build_card(instruct_run)
 
 
+def test_attributions_and_licence_of_the_data(instruct_run):
+    named = ["Ada (https://example.org/ada), CC BY-SA 4.0", "Zoe, CC BY 4.0"]
+    CardFacts(attributions=named, license=data_license(["CC0", "CC BY-SA 4.0", "CC BY 4.0"])).save(instruct_run)
+    text = build_card(instruct_run)
+    assert "".join(f"- {name}\n" for name in named) in text
+    assert "The weights of this repository: cc-by-sa-4.0." in text
+    assert yaml.safe_load(text.split("---")[1])["license"] == "cc-by-sa-4.0"
+    FACTS.save(instruct_run)
+    assert "Attribution" not in build_card(instruct_run)
+
+
+@pytest.mark.parametrize(
+    ("licences", "expected"),
+    [
+        (["CC-BY-3.0", "CC0-1.0"], "cc-by-4.0"),
+        (["cc_by_sa", "CC BY 4.0"], "cc-by-sa-4.0"),
+        (["CC BY-NC 4.0", "CC BY 4.0"], "cc-by-nc-4.0"),
+        (["CC0", ""], None),
+        ([], None),
+    ],
+)
+def test_licence_that_the_data_ask_for(licences, expected):
+    assert data_license(licences) == expected
+
+
+def test_answers_that_do_not_stay_are_not_pointed_at(instruct_run):
+    assert ANSWERS_FILE in build_card(instruct_run)
+    assert ANSWERS_FILE not in build_card(instruct_run, answers_stay=False)
+
+
 def test_results_without_their_answers_are_refused(instruct_run):
     (instruct_run / ANSWERS_FILE).unlink()
     with pytest.raises(CardError, match="holds no answer"):
@@ -234,3 +272,17 @@ def test_command(instruct_run, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
+
+
+def test_push(align_run, tmp_path):
+    """Card and stage in one command; the Hub client reads its endpoint at import, hence a process."""
+    with pytest.raises(SystemExit):
+        main([str(align_run), "--push", "me/one", "--repo-id", "me/two"])
+    with LocalHub(tmp_path / "hub") as hub:
+        command = [sys.executable, "-m", "soundwave.model_card.build_card", str(align_run), "--push", "me/one"]
+        environment = os.environ | hub.environment("home") | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert "pushed: http" in done.stdout
+        assert {"README.md", "model.safetensors"} <= hub.listing("me/one")[1].keys()
+        assert hub.content("me/one", "README.md").decode() == build_card(align_run, "me/one")

@@ -13,6 +13,7 @@ from tests.processors import (
     SAMPLING_RATE,
     USER,
     audio_item,
+    closing_ids,
     make_processor,
     noise,
     user,
@@ -147,9 +148,16 @@ def test_endings(processor):
     assert prompt == processor.prompt_ids([USER]) == processor.prompt_ids([USER, ASSISTANT])
     assert closed[: len(prompt)] == prompt and len(closed) > len(prompt)
     begun = processor.apply_chat_template([USER, ASSISTANT], continue_final_message=True)["input_ids"][0].tolist()
-    assert begun == prompt + processor.prompt_and_answer_ids([USER, ASSISTANT])[1][:-1]
+    assert begun == prompt + processor.prompt_and_answer_ids([USER, ASSISTANT])[1][: -len(closing_ids(processor))]
     with pytest.raises(ValueError, match="exclude each other"):
         processor.apply_chat_template([USER], add_generation_prompt=True, continue_final_message=True)
+
+
+def test_what_a_template_refuses_it_says_itself():
+    with pytest.raises(ChatError, match="with the roles user, user: must alternate"):
+        PROCESSORS["gemma"].apply_chat_template([USER, USER])
+    with pytest.raises(ChatError, match="roles assistant: must alternate"):
+        make_processor("gemma", system_prompt=None).prompt_ids([ASSISTANT, ASSISTANT])
 
 
 @pytest.mark.parametrize(
@@ -214,9 +222,10 @@ def test_control_tokens_in_answers_stay_text(processor):
     controls = set(control_ids(processor).values())
     for name in control_ids(processor):
         _, answer = processor.prompt_and_answer_ids([USER, {"role": "assistant", "content": f"it says {name} there"}])
-        assert not controls & set(answer[:-1])
+        said = answer[: -len(closing_ids(processor))]
+        assert not controls & set(said)
         assert f"it says {name} there" in processor.tokenizer.decode(answer)
-        assert processor.ctc_label_ids(f"it says {name} there") == answer[:-1]
+        assert processor.ctc_label_ids(f"it says {name} there") == said
 
 
 @st.composite
@@ -276,22 +285,15 @@ def test_sound_labels_are_tokens():
 
 
 def test_answers_end_with_the_closing_token(processor):
-    closing = {
-        "llama3": "<|eot_id|>",
-        "qwen3": "<|im_end|>",
-        "gemma": "<end_of_turn>",
-        "mistral": "</s>",
-        "words": "<eot>",
-    }
-    closing_id = processor.tokenizer.convert_tokens_to_ids(
-        closing[next(f for f, p in PROCESSORS.items() if p is processor)]
-    )
+    closing = closing_ids(processor)
     prompt, answer = processor.prompt_and_answer_ids([user({"type": "audio"}, "What is said?"), ASSISTANT])
     assert prompt == processor.prompt_ids([user({"type": "audio"}, "What is said?")])
-    assert answer[-1] == closing_id and answer.count(closing_id) == 1
-    assert processor.tokenizer.decode(answer[:-1]).strip() == ANSWER
+    said = answer[: -len(closing)]
+    assert answer == said + closing and not set(closing) & set(said)
+    assert processor.tokenizer.decode(said).strip() == ANSWER
     _, empty = processor.prompt_and_answer_ids([USER, {"role": "assistant", "content": ""}])
-    assert empty[-1] == closing_id and not processor.tokenizer.decode(empty[:-1]).strip()
+    opening = empty[: -len(closing)]
+    assert empty == opening + closing and not processor.tokenizer.decode(opening).strip()
 
 
 def test_template_that_does_not_close_gets_the_end_of_sequence():
@@ -323,7 +325,7 @@ def test_ctc_labels_are_the_ids_of_the_answer(words):
             assert labels == []
             continue
         _, answer = processor.prompt_and_answer_ids([USER, {"role": "assistant", "content": text}])
-        assert labels == answer[:-1]
+        assert labels + closing_ids(processor) == answer
         assert processor.tokenizer.decode(labels).strip() == text
 
 

@@ -59,6 +59,20 @@ def test_errors_take_one_line(tmp_path, capsys):
     assert error.count("\n") == 1 and error.startswith("soundwave transcribe: ") and "none" in error
 
 
+@pytest.mark.parametrize(
+    ("command", "missing", "said"),
+    [
+        ("evaluate", "jiwer", 'jiwer is not installed: pip install "soundwave[eval]"'),
+        ("quickstart", "matplotlib", 'matplotlib is not installed: pip install "soundwave[tiny]"'),
+        ("quickstart", "soxr", 'soxr is not installed: pip install "soundwave[tiny]"'),
+    ],
+)
+def test_a_missing_extra_is_named_before_anything_runs(command, missing, said, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, missing, None)  # an import of it fails as if it were not installed
+    assert cli.main([command, "--help"]) == 1
+    assert capsys.readouterr().err == f"soundwave {command}: {said}\n"
+
+
 @pytest.mark.parametrize("place", [0, None])
 def test_debug_shows_the_traceback(place, tmp_path, capsys):
     """Before the command or after it."""

@@ -1,12 +1,18 @@
 """Rows to the tensors of the contract, with audio or with the cached features of the encoder."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 
+from soundwave.processing import AudioError
+from soundwave.training import encoder_cache
 from soundwave.training.collator import IGNORED, SoundwaveCollator
 from soundwave.training.data import DataError, load_rows, recordings
 from soundwave.training.encoder_cache import EncoderCache, encoder_fingerprint, recording_key
 from soundwave.training.stages import ConfigError
+from tests.processors import make_processor
 from tests.training_rows import write_rows
 
 
@@ -126,8 +132,6 @@ def test_a_cache_is_reused_added_to_and_rebuilt(rows, processor, tiny_model, tin
     bytes_first, path_first = (cache.batch([clip])["encoder_features"] for clip in (extra, clips[0]))
     assert torch.equal(bytes_first, path_first) and recording_key(extra) != recording_key(clips[0])
     # Another encoder starts anew.
-    import copy
-
     other = copy.deepcopy(tiny_ctc)
     with torch.no_grad():
         other.audio_tower.conv1.bias += 1
@@ -136,3 +140,38 @@ def test_a_cache_is_reused_added_to_and_rebuilt(rows, processor, tiny_model, tin
         EncoderCache(tmp_path).batch(clips[5:6])
     with pytest.raises(ConfigError, match="no complete encoder cache"):
         EncoderCache(tmp_path / "absent")
+
+
+def test_a_killed_rebuild_leaves_no_index_of_foreign_features(rows, processor, tiny_ctc, tmp_path, monkeypatch):
+    clips = clips_of(rows)
+    before = EncoderCache.build(tmp_path, tiny_ctc, processor, clips[:2], progress=False).batch(clips[:2])
+    other = copy.deepcopy(tiny_ctc)
+    with torch.no_grad():
+        other.audio_tower.conv1.bias += 1
+    monkeypatch.setattr(encoder_cache, "CLIPS_AT_ONCE", 4)
+    gone = {"path": str(tmp_path / "gone.wav"), "bytes": None}
+    with pytest.raises(AudioError):
+        EncoderCache.build(tmp_path, other, processor, [*clips[2:6], gone], progress=False)
+    assert (tmp_path / "features.f16").stat().st_size > before["encoder_features"].numel() * 2
+    with pytest.raises(ConfigError, match="no complete encoder cache"):
+        EncoderCache(tmp_path)
+    again = EncoderCache.build(tmp_path, tiny_ctc, processor, clips[:2], progress=False).batch(clips[:2])
+    assert torch.equal(again["encoder_features"], before["encoder_features"])
+
+
+@pytest.mark.parametrize("padding", ["max_length", "longest"])
+def test_encoder_batches_are_bounded_with_their_padding(padding, monkeypatch):
+    monkeypatch.setattr(encoder_cache, "MEL_FRAMES_PER_BATCH", 800)
+    processor = make_processor("words", audio_padding=padding)  # windows of 200 frames
+    lengths = [*range(1600, 32_000, 1600), 40_000, 50_000, 200_000]
+    clips = [(str(length), np.zeros(length, np.float32)) for length in lengths]
+    groups = list(encoder_cache._batches(clips, processor))
+    assert [clip for group in groups for clip in group] == clips
+    costs = []
+    for group in groups:
+        n_windows, _, frames = processor.audio_features([waveform for _, waveform in group])["input_features"].shape
+        costs.append(n_windows * frames)
+    assert max(costs[:-1]) <= 800 < costs[-1] and len(groups[-1]) == 1  # one clip is never cut
+    # Counted by hand: as full as they can be.
+    expected = {"max_length": [4, 4, 4, 4, 3, 2, 1], "longest": [8, 5, 4, 3, 1, 1]}
+    assert [len(group) for group in groups] == expected[padding]

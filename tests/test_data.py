@@ -41,8 +41,9 @@ def test_every_source_gives_the_same_rows(tmp_path):
     assert load_rows("rows.json", tmp_path).to_list() == expected
     (tmp_path / "rows.csv").write_text(
         "id,audio,task,instruction,answer,transcript,duration_s\na,wav/a.wav,asr,Write.,one,one,\n"
+        "b,,text_qa,1+1?,two,,1.5\n"
     )
-    assert load_rows(tmp_path / "rows.csv").to_list() == expected[:1]
+    assert load_rows(tmp_path / "rows.csv").to_list() == expected
     # Parquet with paths as plain text, without the columns that are all null; then as audio with bytes.
     names = ("id", "audio", "task", "instruction", "answer", "transcript")
     Dataset.from_list([{name: row.get(name) for name in names} for row in (SPOKEN, TEXT)]).to_parquet(
@@ -57,7 +58,7 @@ def test_every_source_gives_the_same_rows(tmp_path):
     folder.mkdir()
     write(folder / "1.jsonl", [SPOKEN]), write(folder / "2.jsonl", [TEXT])
     assert [row["id"] for row in load_rows(folder)] == ["a", "b"]
-    assert [row["id"] for row in load_rows(["folder/2.jsonl", "rows.csv"], tmp_path)] == ["b", "a"]
+    assert [row["id"] for row in load_rows(["folder/2.jsonl", "rows.csv"], tmp_path)] == ["b", "a", "b"]
 
 
 def test_audio_bytes_stay_as_they_are():
@@ -145,3 +146,89 @@ def test_sources_that_cannot_be_read(tmp_path):
         load_rows(Dataset.from_dict({"answer": ["x"]}))
     with pytest.raises(DataError, match="no data source"):
         load_rows([])
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "split", "revision"),
+    [
+        ("openslr/librispeech_asr:train.clean.100", "openslr/librispeech_asr", "train.clean.100", None),
+        ("me/rows@v1.0:train", "me/rows", "train", "v1.0"),
+        ("me/rows.v2@refs/convert/parquet", "me/rows.v2", "train", "refs/convert/parquet"),
+    ],
+)
+def test_hub_ids_may_hold_dots(source, name, split, revision, monkeypatch, tmp_path):
+    asked = []
+
+    def load_dataset(path, **options):
+        asked.append((path, options))
+        return Dataset.from_list([TEXT])
+
+    monkeypatch.setattr("soundwave.training.data.load_dataset", load_dataset)
+    assert load_rows(source, tmp_path)[0]["answer"] == "two"
+    assert asked == [(name, {"split": split, "revision": revision})]
+    for file in ("absent/rows.jsonl", "absent/rows.parquet", "a/b/c.wav", "./rows"):
+        with pytest.raises(DataError, match="does not exist"):
+            load_rows(file, tmp_path)
+    assert len(asked) == 1
+
+
+RECORDING = {"bytes": Value("binary"), "path": Value("string")}
+
+
+def table(tmp_path, audio, feature, **columns):
+    """A Parquet file of rows with these recordings."""
+    values = {"task": "asr", "answer": "one", **columns}
+    columns = {name: value if isinstance(value, list) else [value] * len(audio) for name, value in values.items()}
+    features = {name: Value("string") for name in columns} | {"audio": feature}
+    features |= {"transcript": List(Value("string"))} if isinstance(columns.get("transcript", [0])[0], list) else {}
+    Dataset.from_dict({**columns, "audio": audio}, features=Features(features)).to_parquet(tmp_path / "rows.parquet")
+    return tmp_path / "rows.parquet"
+
+
+@pytest.mark.parametrize("kind", ["text", "path alone", "struct", "list of texts", "list of structs"])
+def test_relative_paths_of_tables_start_from_their_folder(tmp_path, kind):
+    paths = ["wav/a.wav", "/abs/b.wav", "https://c.org/c.wav", None]
+    feature = {"path": Value("string")} if kind == "path alone" else RECORDING
+    if kind.endswith(("text", "texts")):
+        feature, audio = Value("string"), paths
+    else:
+        audio = [path and dict.fromkeys(feature) | {"path": path} for path in paths]
+    if kind.startswith("list"):
+        feature, audio = List(feature), [one and [one, one] for one in audio]
+    rows = load_rows(table(tmp_path, audio, feature))
+    copies = 2 if kind.startswith("list") else 1
+    expected = [str(tmp_path / "wav/a.wav"), *paths[1:3]]
+    resolved = [[clip["path"] for clip in recordings(row)] for row in rows]
+    assert resolved == [*([path] * copies for path in expected), []]
+    assert rows.features["audio"] == (List(Audio(decode=False)) if copies == 2 else Audio(decode=False))
+
+
+def test_bytes_of_tables_stay_beside_paths(tmp_path):
+    audio = [{"bytes": b"RIFF", "path": "a.wav"}, {"bytes": None, "path": "b.wav"}, {"bytes": b"x", "path": None}]
+    path = table(tmp_path, audio, RECORDING)
+    rows = load_rows(path)
+    assert rows["audio"][:] == [audio[0], {"bytes": None, "path": str(tmp_path / "b.wav")}, audio[2]]
+    chosen = load_rows(Dataset.from_parquet(str(path)).select([2, 0]))
+    assert chosen["audio"][:] == [audio[2], audio[0]]
+
+
+@pytest.mark.parametrize(
+    ("audio", "columns", "message"),
+    [
+        (["a", "b"], {"task": ["asr", None]}, "row 1, field 'task': missing"),
+        (["a", "b"], {"task": ["asr", ""]}, "row 1, field 'task': missing"),
+        (["a", "b"], {"answer": ["one", None]}, "row 1, field 'answer': missing"),
+        (["a", "b"], {"trancript": "x"}, "field 'trancript': unknown; did you mean 'transcript'"),
+        (["a", None], {"transcript": "x"}, "row 1, field 'transcript': given, but the row has no audio"),
+        (["a", "b"], {"transcript": [["x"], ["x", "y"]]}, "row 0, field 'transcript': 1 texts for 1 recordings"),
+        (["a", "b"], {"duration_s": "long"}, "row 0, field 'duration_s': 'long', expected seconds"),
+        ([{"path": "a", "bytes": None}, {"path": None, "bytes": b""}], {}, "row 1, field 'audio'"),
+        ([["a"], ["b"]], {"transcript": "x"}, "row 0, field 'transcript': one text for 1 recordings"),
+    ],
+)
+def test_a_wrong_row_of_a_table_is_named(tmp_path, audio, columns, message):
+    feature = RECORDING if isinstance(audio[0], dict) else Value("string")
+    path = table(tmp_path, audio, List(feature) if isinstance(audio[0], list) else feature, **columns)
+    with pytest.raises(DataError, match=message) as error:
+        load_rows(path)
+    assert str(path) in str(error.value)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shlex
 
 import pytest
 import soundfile
@@ -142,6 +143,7 @@ def test_failing_items_are_counted_and_named(model, processor, rows, tmp_path):
     clean = evaluate_rows(model, processor, rows, "asr", max_new_tokens=3, progress=False)
     assert result.value == clean.value, "failed items must not move the figure"
     assert {row["id"] for row in results.read_answers(out) if row["error"]} == set(result.failed)
+    assert str(tmp_path) not in (out / "results.json").read_text() + (out / "answers.jsonl").read_text()
 
 
 def test_all_failing_is_an_error(model, processor, rows, tmp_path):
@@ -294,3 +296,30 @@ def test_tasks():
     assert reference_of({"id": "a", "transcript": "x"}, get_task("ctc")) == "x"
     with pytest.raises(ValueError, match="task 'song' is unknown; choose one of asr"):
         get_task("song")
+
+
+@pytest.mark.parametrize(
+    ("argument", "published"),
+    [
+        ("/home/name/my run", "my run"),
+        ("--output=/home/name/run", "--output=run"),
+        ("data=[/home/name/a b.jsonl,c/d.jsonl]", "data=[a b.jsonl,c/d.jsonl]"),
+        ("../../home/name/run", "run"),
+        ("runs/instruct", "runs/instruct"),
+        ("owner/model", "owner/model"),
+        ("What is said, and by whom?", "What is said, and by whom?"),
+    ],
+)
+def test_the_published_command_names_no_folder_of_this_machine(argument, published, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/usr/bin/soundwave", "evaluate", argument])
+    assert shlex.split(results.command_line()) == ["soundwave", "evaluate", published]
+
+
+def test_recordings_elsewhere_keep_their_file_name_only(tmp_path, monkeypatch):
+    run = tmp_path / "runs" / "one"
+    assert results.portable_path(str(tmp_path / "runs" / "wav" / "a.wav"), run) == "../wav/a.wav"
+    assert results.portable_path(str(run / "a.wav"), run) == "a.wav"
+    assert results.portable_path(str(tmp_path / "data" / "a.wav"), run) == "a.wav"
+    monkeypatch.chdir(tmp_path)
+    assert results.portable_path(str(tmp_path / "runs" / "wav" / "a.wav"), "runs/one") == "../wav/a.wav"
+    assert results.portable_path("https://host/a.wav", "runs/one") == "https://host/a.wav"

@@ -117,6 +117,10 @@ def test_stage_two_starts_where_stage_one_ended(tmp_path, components, batch, hea
     audio_inputs = {key: batch[key] for key in stage_two.AUDIO_FEATURES if key in batch}
     assert stage_two.transcribe_ids(**audio_inputs) == stage_one.transcribe_ids(**audio_inputs)
     assert torch.isfinite(stage_two(**batch).logits).all()
+    with pytest.raises(WeightsError, match="no field ctc_wieght"):
+        SoundwaveForConditionalGeneration.from_ctc(tmp_path / "one", text, ctc_wieght=0.5)
+    with pytest.raises(ValueError, match="shrink_context is 'dropt', expected one of"):
+        SoundwaveForConditionalGeneration.from_ctc(tmp_path / "one", text, shrink_context="dropt")
     with pytest.raises(WeightsError, match="names no LLM on the Hub; give text_model"):
         SoundwaveForConditionalGeneration.from_ctc(tmp_path / "one")
     with pytest.raises(WeightsError, match="stage I repository: it has no LLM"):

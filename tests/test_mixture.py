@@ -121,3 +121,10 @@ def test_bucketing_keeps_the_draws_and_groups_lengths(batch, bucket, seed):
     lengths = np.array(durations[:23])[one_bucket.order(0).reshape(-1, batch)]
     edges = sorted((row.min(), row.max()) for row in lengths)
     assert all(left[1] <= right[0] + 1e-9 for left, right in zip(edges, edges[1:], strict=False))
+
+
+def test_bucketing_needs_durations():
+    for durations in (None, [None, 0.0], [None, None]):
+        with pytest.raises(ConfigError, match="duration_s"):
+            MixtureSampler(["asr", "st"], durations=durations, bucket_batches=2)
+    assert sorted(MixtureSampler(["asr", "st"], durations=[None, 1.0], bucket_batches=2)) == [0, 1]

@@ -124,3 +124,33 @@ def test_make_prints_its_targets():
     result = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=30)
     for target in ("quickstart", "install", "style", "check", "test", "test-slow", "card", "clean"):
         assert f"make {target}" in result.stdout
+
+
+PYTHON_STUB = """#!/bin/sh
+case "$1 $2" in
+    "-c import sys; sys.exit"*) exit {too_old} ;;
+    "-m venv") mkdir -p "$4/bin" && ln -s "/bin/true" "$4/bin/python" && echo "{name}" > "$4/made-by" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("asked", "made_by"), [("python3", "python3.11"), ("python3.9", None)])
+def test_a_newer_python_beside_an_old_python3_is_found(asked, made_by, tmp_path):
+    """As on Ubuntu 22.04; a Python that was named is taken or refused, never replaced."""
+    (tmp_path / "bin").mkdir()
+    for name, too_old in {"python3": 1, "python3.9": 1, "python3.11": 0}.items():
+        stub = tmp_path / "bin" / name
+        stub.write_text(PYTHON_STUB.format(name=name, too_old=too_old))
+        stub.chmod(0o755)
+    result = subprocess.run(
+        ["bash", str(ROOT / ".ci" / "make_venv"), asked, str(tmp_path / "venv")],
+        env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    if made_by is None:
+        assert result.returncode == 1 and "Python 3.11 or newer is needed" in result.stderr
+    else:
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / "venv" / "made-by").read_text() == f"{made_by}\n"

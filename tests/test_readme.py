@@ -61,6 +61,21 @@ def test_commands_exist(command):
         assert not rest
 
 
+def test_training_commands_find_their_data(tmp_path, monkeypatch):
+    """`data=[mine/train.jsonl]` is a file where the command is typed, whatever folder the settings file names."""
+    from soundwave.training.data import load_rows
+
+    (tmp_path / "mine").mkdir()
+    row = {"task": "text_qa", "instruction": "what is big", "answer": "small"}
+    (tmp_path / "mine" / "train.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.chdir(tmp_path)
+    training = [command for command in commands() if command[1] == "train"]
+    assert len(training) == 3
+    for _, _, stage, _, file, *settings in training:
+        config = load_config(ROOT / file, settings, stage)
+        assert load_rows(config.data, config.data_root)["answer"][:] == ["small"]
+
+
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     named = set(re.findall(r"^make ([a-z-]+)", "\n".join(blocks("bash")), re.MULTILINE))

@@ -45,6 +45,9 @@ def test_overrides_change_fields_and_entries_of_mappings(tmp_path):
     assert config.model == {"ctc_head": "tied", "keep_blanks": True}
     assert config.data == ["b.jsonl", "c.jsonl"]
     assert load_config(path).data == ["a.jsonl"]
+    rooted = ["data_root=data/align"]
+    assert load_config(path, rooted).data_root == "data/align"
+    assert load_config(path, [*rooted, "data_root=", "start="]).data_root == ""
     assert load_config(None, ["steps=3"], stage="instruct").steps == 3
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
+from soundwave.model_card.figures import CardError
 from soundwave.training.progress import LOG
 from soundwave.training.stages import ConfigError, StageConfig, load_config
 from soundwave.training.train import build_model, main, run_stage
@@ -143,6 +144,51 @@ def test_a_run_goes_on_from_its_last_checkpoint(runs, tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     log = [json.loads(line) for line in open(tmp_path / LOG)]
     assert [entry["step"] for entry in log if "loss" in entry] == [1, 2]
+    config.resume = False
+    with pytest.raises(ConfigError, match="holds 2 checkpoint.*resume=true, name another output_dir, or remove"):
+        run_stage(config)
+
+
+def test_settings_without_effect_are_named(runs, llm_folder, encoder_folder):
+    one, two = {"start": str(runs / "one"), "text_model": llm_folder}, {"start": str(runs / "two")}
+    wide, loud = {"audio_padding": "longest"}, {"keep_blanks": True}
+    for stage, settings_, named in (
+        ("align", one | {"model": loud}, "model.keep_blanks would have no effect"),
+        ("shrink", one | {"processor": wide, "model": loud}, r"^processor.audio_padding would have no effect"),
+        ("instruct", two | {"processor": wide, "model": loud}, r"processor.audio_padding, model.keep_blanks would"),
+        ("shrink", one | {"model": {"keep_blank": True}}, r"no setting 'model.keep_blank'; did you mean keep_blanks"),
+        ("align", {"audio_model": encoder_folder, "model": {"ctc_haed": "tied"}}, "no setting 'model.ctc_haed'"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            build_model(StageConfig.for_stage(stage, **settings_))
+    model, processor = build_model(
+        StageConfig.for_stage("shrink", **one, model={"keep_blanks": True, "audio_padding": "max_length"})
+    )
+    assert model.config.keep_blanks and model.config.audio_padding == processor.audio_padding == "max_length"
+
+
+def test_stage_one_goes_on_in_the_type_it_is_given(runs):
+    model, _ = build_model(StageConfig.for_stage("align", start=str(runs / "one")), torch.bfloat16)
+    assert model.audio_tower.conv1.weight.dtype == torch.bfloat16
+    assert model.alignment_adapter.proj.weight.dtype == torch.float32
+    saved = load_file(runs / "one" / "model.safetensors")
+    assert all(torch.equal(p, saved[n]) for n, p in model.named_parameters() if n.startswith("alignment_adapter"))
+
+
+def test_a_name_that_the_licence_forbids_is_refused_before_training(encoder_folder, llm_folder, tmp_path):
+    model, processor = build_model(StageConfig.for_stage("align", audio_model=encoder_folder, text_model=llm_folder))
+    model.config.text_model_id = "meta-llama/Llama-3.1-8B"
+    model.save_pretrained(tmp_path / "one")
+    processor.save_pretrained(tmp_path / "one")
+    config = StageConfig.for_stage(
+        "align",
+        start=str(tmp_path / "one"),
+        hub_model_id="ours/one",
+        output_dir=str(tmp_path / "out"),
+        **settings(tmp_path),
+    )
+    with pytest.raises(CardError, match="call it 'Llama-one'"):
+        run_stage(config)
 
 
 def test_two_processes_make_the_same_update_as_one(runs, tmp_path):
@@ -202,6 +248,8 @@ def test_pushes_load_at_every_moment(runs, tmp_path):
             hub_model_id="ours/three", hub_revision="stage-3", hub_strategy="every_save", **{settings(runs)!r}))
         api = HfApi()
         print(json.dumps({{"files": api.list_repo_files("ours/three", revision="stage-3")}}))
+        card = api.hf_hub_download("ours/three", "README.md", revision="stage-3")
+        assert "This stage has not been evaluated." in open(card).read()
         SoundwaveForConditionalGeneration.from_pretrained("ours/three", revision="stage-3")
     """
     with LocalHub(tmp_path / "hub") as hub:
@@ -216,6 +264,8 @@ def test_pushes_load_at_every_moment(runs, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         commits = sum("/commit/stage-3" in request for request in hub.requests)
     files = json.loads(done.stdout.splitlines()[-1])["files"]
-    assert {"model.safetensors", "config.json", "modeling_soundwave.py", "stage_config.yaml", LOG} <= set(files)
+    assert {"README.md", "model.safetensors", "config.json", "modeling_soundwave.py", "stage_config.yaml", LOG} <= set(
+        files
+    )
     assert not any(name.startswith(("checkpoint-", "optimizer", "training_args", "rng_state")) for name in files)
     assert commits >= 2

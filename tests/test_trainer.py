@@ -23,6 +23,8 @@ from soundwave.training.trainer import (
     edit_distance,
     freeze,
 )
+from tests.test_modeling import batch_of, mel
+from tests.tiny_models import tiny_model as tiny_modules
 from tests.training_rows import write_rows
 
 TRAINERS = {"align": AlignmentTrainer, "shrink": ShrinkingTrainer, "instruct": InstructionTrainer}
@@ -236,6 +238,19 @@ def test_parts_that_do_not_exist_are_named(tiny_model):
     trained = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
     assert {name.split(".")[0] for name in trained} == {"alignment_adapter", "ctc_head"}
     assert set(trained.values()) == {torch.float32} and model.audio_tower.conv1.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("attention", ["frame", "full"])
+def test_what_no_gradient_reaches_does_not_train(attention, processor):
+    """Devices wait for every trained parameter's gradient, and a frame that sees only itself has no queries."""
+    model = tiny_modules(alignment_attention=attention, dtype=torch.float32)
+    freeze(model, ["alignment_adapter"])
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert any(".v_proj." in name for name in names)
+    assert any(".q_proj." in name or ".k_proj." in name for name in names) == (attention == "full")
+    batch = batch_of([[3, mel(50, 1).float(), 5]])
+    model.train()(**batch).logits.sum().backward()
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == names
 
 
 def test_stage_three_wants_its_own_arguments(tiny_model, tmp_path):

@@ -6,6 +6,7 @@
 | `qwen3` | ChatML, a line feed behind every closing token, thoughts that can be switched off, none of a beginning |
 | `gemma` | no system role, roles user and model that must alternate, trimmed texts, spaces as visible characters |
 | `mistral` | brackets instead of headers, a space before every answer (and before whatever is encoded on its own) |
+| `phi3` | a line feed behind every closing token, then a token that ends the conversation |
 | `words` | one tag per role, every text begins with a space: the layout of the tiny preset |
 """
 
@@ -14,7 +15,7 @@ from functools import lru_cache
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-FAMILIES = ("llama3", "qwen3", "gemma", "mistral", "words")
+FAMILIES = ("llama3", "qwen3", "gemma", "mistral", "phi3", "words")
 
 LLAMA3 = """{{- bos_token }}
 {%- if not date_string is defined %}{% set date_string = strftime_now("%d %b %Y") %}{% endif %}
@@ -62,6 +63,11 @@ MISTRAL = """{{- bos_token }}
     {%- else %}{{- raise_exception('only user and assistant') }}{% endif %}
 {%- endfor %}"""
 
+PHI3 = """{%- for message in messages %}
+    {{- '<|' + message.role + '|>\\n' + message.content + '<|end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{% else %}{{- eos_token }}{% endif %}"""
+
 WORDS = """{{- '<bos>' }}
 {%- for message in messages %}{{- '<' + message.role + '>' + message.content + '<eot>' }}{% endfor %}
 {%- if add_generation_prompt %}{{- '<assistant>' }}{% endif %}"""
@@ -78,6 +84,7 @@ SETTINGS: dict[str, tuple[str, str | None, str, list[str], list[str]]] = {
     "qwen3": (QWEN3, None, "<|im_end|>", ["<|im_start|>", "<|endoftext|>"], ["<think>", "</think>", "<tool_call>"]),
     "gemma": (GEMMA, "<bos>", "<eos>", ["<pad>", "<start_of_turn>", "<end_of_turn>"], ["\n\n"]),
     "mistral": (MISTRAL, "<s>", "</s>", ["<unk>", "[INST]", "[/INST]"], []),
+    "phi3": (PHI3, None, "<|endoftext|>", ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"], []),
     "words": (
         WORDS,
         "<bos>",
@@ -98,7 +105,7 @@ CORPUS = [
 @lru_cache(maxsize=8)
 def _backend(family: str) -> str:
     """A byte-complete tokenizer as JSON, trained on a handful of sentences."""
-    byte_level = family in ("llama3", "qwen3", "words")
+    byte_level = family in ("llama3", "qwen3", "phi3", "words")
     if byte_level:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=family == "words")

@@ -313,7 +313,7 @@ def _as_lists(part: Dataset) -> Dataset:
 
 
 def _from_table(dataset: Dataset, name: str, folder: Path) -> Dataset:
-    """Rows of an Arrow table, left where they are: checked and completed, and rewritten only where paths are relative."""
+    """Rows of an Arrow table, left where they are: checked and completed; rewritten only to resolve relative paths."""
     columns = dataset.column_names
     _check_names(columns, name)
     for needed, others in (("task", ()), ("answer", ("messages", "transcript"))):

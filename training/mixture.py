@@ -89,8 +89,8 @@ class MixtureSampler(Sampler[int]):
         self.durations = np.array([duration or 0.0 for duration in durations or ()])
         if bucket_batches and not (self.durations > 0).any():
             raise ConfigError(
-                f"bucket_batches is {bucket_batches}, but none of the {len(names)} rows has a duration to sort by; give "
-                "rows with audio their `duration_s` in seconds, or set bucket_batches to 0."
+                f"bucket_batches is {bucket_batches}, but none of the {len(names)} rows has a duration to sort by; "
+                "give rows with audio their `duration_s` in seconds, or set bucket_batches to 0."
             )
         self.epoch = 0
 

@@ -48,7 +48,7 @@ class CorpusSettings:
     """How much to speak. Rows of a test set: `test_rows`; of a development set: `dev_rows`."""
 
     sentences: int = 5200  # training utterances of one sentence
-    long_utterances: int = 170  # of several sentences, up to `longest_s`
+    long_utterances: int = 600  # of several sentences, up to `longest_s`
     questions: int = 1500
     sounds: int = 1700
     encoder_only: int = 3000  # utterances heard in stage 0a alone; they cost little, as their features are not cached
