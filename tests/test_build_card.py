@@ -159,7 +159,7 @@ def test_an_edited_result_is_refused(instruct_run):
 
 
 def test_attributions_and_licence_of_the_data(instruct_run):
-    named = ["Ada (https://example.org/ada), CC BY-SA 4.0", "Zoe, CC BY 4.0"]
+    named = ["Ada (https://example.org/ada), CC BY-SA 4.0", "Zoe, https://example.org/take2%20b, CC BY 4.0"]
     CardFacts(attributions=named, license=data_license(["CC0", "CC BY-SA 4.0", "CC BY 4.0"])).save(instruct_run)
     text = build_card(instruct_run)
     assert "".join(f"- {name}\n" for name in named) in text

@@ -100,6 +100,23 @@ def test_only_what_the_table_names_trains(make, stage):
     assert "forward" not in vars(trainer.model) and "use_cache" not in vars(trainer.model.config)
 
 
+def test_a_component_that_trains_is_saved_whole(make):
+    """Pinned to a commit, it would be read from there again, and what it learnt would be lost."""
+    trainer = make("align")
+    config = trainer.model.config
+    config.audio_model_revision = config.text_model_revision = "0123abc"
+    freeze(trainer.model, ["alignment_adapter"])
+    assert (config.audio_model_revision, config.text_model_revision) == ("0123abc", "0123abc")
+    freeze(trainer.model, ["alignment_adapter", "audio_tower"])
+    assert (config.audio_model_revision, config.text_model_revision) == (None, "0123abc")
+    trainer = make("shrink")
+    trainer.model.config.text_model_revision = "0123abc"
+    freeze(trainer.model, ["lora"])
+    assert trainer.model.config.text_model_revision == "0123abc"
+    freeze(trainer.model, ["language_model"])
+    assert trainer.model.config.text_model_revision is None
+
+
 @pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_the_log_names_each_loss_and_what_was_drawn(make, stage):
     trainer = make(stage)

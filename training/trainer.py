@@ -58,9 +58,18 @@ def freeze(model: nn.Module, trains: Sequence[str]) -> None:
                 f"trains names {part!r}, but the model has only {', '.join(n for n, _ in model.named_children())}."
             )
         for name in chosen:
+            _own(model.config, name)
             named[name].requires_grad_(True)
             if named[name].dtype in (torch.bfloat16, torch.float16):
                 named[name].data = named[name].data.float()
+
+
+def _own(config: Any, name: str) -> None:
+    """A component that trains is no longer the one of its pinned commit: its weights are saved with ours."""
+    if name.startswith("audio_tower."):
+        config.audio_model_revision = None
+    elif name.startswith("language_model.") and not is_lora(name):
+        config.text_model_revision = None
 
 
 def _is_left_out(model: nn.Module, part: str) -> bool:

@@ -323,10 +323,10 @@ class SoundwaveLoadingMixin:
             )
         pinned = config.text_model_revision if text_model is None else None
         language_model = AutoModelForCausalLM.from_pretrained(source, revision=pinned, dtype=dtype)
-        if language_model.config.hidden_size != config.text_config.hidden_size:
+        sizes = [(c.vocab_size, c.hidden_size) for c in (language_model.config, config.text_config)]
+        if sizes[0] != sizes[1]:
             raise WeightsError(
-                f"{source} has width {language_model.config.hidden_size}, but {ctc_model} was aligned to width "
-                f"{config.text_config.hidden_size}."
+                f"{source} has {sizes[0]} (V, D), but {ctc_model} was aligned to an LLM of {sizes[1]}; give that LLM."
             )
         config.text_config = language_model.config
         if text_model is not None:
