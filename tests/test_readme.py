@@ -103,3 +103,11 @@ def test_data_row_is_one_that_training_reads(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     rows = load_rows(str(tmp_path / "rows.jsonl"))
     assert rows["answer"][:] == [row["answer"]] and rows["task"][:] == ["asr"]
+
+
+def test_results_are_those_of_the_results_file():
+    from benchmarks.pool_quickstarts import RESULTS, table
+
+    results = json.loads((RESULTS / "quickstart.json").read_text(encoding="utf-8"))
+    shown = README.split("<!-- results: begin")[1].split("<!-- results: end -->")[0]
+    assert table(results) in shown

@@ -92,7 +92,8 @@ def _example(
     content, answer, wording = sentence.text, sentence.text, task
     question = rng.choice(questions)
     label = rng.choice(SOUND_LABELS)
-    if task == "asr" and rng.random() < 0.08:  # as long as the longest recordings
+    if task == "asr" and rng.random() < 0.08:  # as long as the longest recordings; counted apart
+        task, wording = "asr_long", "asr"
         content = answer = " ".join(s.text for s in rng.sample(sentences, rng.choice((2, 2, 2, 3, 3, 5, 8))))
     elif task in ("digits", "words"):
         wording = "asr"
