@@ -49,11 +49,12 @@ def pooled(runs: Sequence[Path]) -> dict:
             }
             for name, score in pool([run / stage for run in runs]).items()
         }
-    about = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run in runs]
+    # Without their times: other work may have gone on beside a run.
+    commands = [json.loads((run / "run.json").read_text(encoding="utf-8"))["command"] for run in runs]
     facts = json.loads((runs[0] / "corpus" / "corpus.json").read_text(encoding="utf-8"))
     entry = next(iter(first["instruct"].values()))
     return {
-        "runs": about,
+        "runs": commands,
         "speech": facts["description"],
         "hardware": entry["hardware"],
         "packages": entry["packages"],
