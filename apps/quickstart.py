@@ -66,6 +66,7 @@ TEST_SETS = {
 }
 LIMITS = [
     "A demonstration of the method, trained in minutes: it knows the words of its small corpus and nothing else.",
+    "It hears one sentence well; on several in a row, up to any length, its error rate is several times higher.",
     "Other voices, accents, languages, noise and free speech are outside what it has heard; expect wrong answers.",
 ]
 ENCODER = "a Whisper-style encoder, pretrained by the same command on frame labels of the same speech (stage 0)"
