@@ -115,8 +115,11 @@ def evaluate_files(
         options: As in ``evaluate_rows``.
 
     Raises:
-        ValueError: If the rows of a file are of several tasks.
+        ValueError: If the rows of a file are of several tasks, or two files have one name.
     """
+    names = [Path(file).stem for file in files]
+    if twice := ", ".join(sorted({name for name in names if names.count(name) > 1})):
+        raise ValueError(f"several files are called {twice}; a test set goes by its file's name: rename one")
     done = []
     for file in files:
         rows = list(load_rows(os.fspath(file)))[:limit]

@@ -323,3 +323,9 @@ def test_recordings_elsewhere_keep_their_file_name_only(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert results.portable_path(str(tmp_path / "runs" / "wav" / "a.wav"), "runs/one") == "../wav/a.wav"
     assert results.portable_path("https://host/a.wav", "runs/one") == "https://host/a.wav"
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    """The answers of one would take the place of the other's."""
+    with pytest.raises(ValueError, match="several files are called asr"):
+        evaluate_files(None, None, [tmp_path / "a" / "asr.jsonl", tmp_path / "b" / "asr.jsonl"])
