@@ -291,6 +291,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)
     output = run_stage(load_config(arguments.config, arguments.overrides, arguments.stage))
+    if torch.distributed.is_initialized():
+        # A process that ends while another still saves, its group's threads running, aborts now and then.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
     if os.environ.get("RANK", "0") == "0":
         sys.stdout.write(f"{output}\n")
     return 0
