@@ -1,56 +1,32 @@
-"""Decoding, mixing, resampling, windows and log-mel features."""
+"""Every kind of source, errors, windows and log-mel features."""
 
 import base64
 import io
 import json
-import os
-import sys
-import threading
 from fractions import Fraction
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import WhisperFeatureExtractor
 
-from soundwave.processing import SAMPLING_RATE, AudioError, load_audio
+from soundwave.processing import (
+    SAMPLING_RATE,
+    AudioFetchError,
+    AudioFormatError,
+    AudioValueError,
+    EmptyAudioError,
+    SamplingRateError,
+    load_audio,
+    open_audio,
+)
 from soundwave.processing import audio_soundwave as audio
+from tests.sounds import Decoder, encoded, noise, tone
 
 RECORDINGS = Path(__file__).parents[1].parent / "shared" / "data"
-
-
-def tone(seconds: float, rate: int = SAMPLING_RATE, hertz: float = 440.0) -> np.ndarray:
-    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
-
-
-def noise(samples: int, seed: int = 0) -> np.ndarray:
-    return (0.1 * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
-
-
-def peak_hertz(waveform: np.ndarray) -> float:
-    return float(np.argmax(np.abs(np.fft.rfft(waveform))) * SAMPLING_RATE / len(waveform))
-
-
-def encoded(waveform: np.ndarray, rate: int = SAMPLING_RATE, **kwargs) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, waveform, rate, **{"format": "WAV", **kwargs})
-    return file.getvalue()
-
-
-class Decoder:
-    """What a decoded column of `datasets` yields."""
-
-    def __init__(self, waveform: np.ndarray):
-        self.data, self.sample_rate = torch.from_numpy(waveform)[None], SAMPLING_RATE
-
-    def get_all_samples(self):
-        return self
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +35,6 @@ def wav(tmp_path_factory) -> tuple[Path, np.ndarray]:
     waveform = tone(0.3)
     path.write_bytes(encoded(waveform, subtype="FLOAT"))
     return path, waveform
-
-
-@pytest.fixture(scope="module")
-def server(wav):
-    handler = partial(SimpleHTTPRequestHandler, directory=str(wav[0].parent))
-    handler.log_message = lambda *_: None
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{httpd.server_port}"
-    httpd.shutdown()
-    httpd.server_close()
 
 
 # Every kind of source
@@ -99,18 +64,6 @@ def test_files_and_dictionaries(wav, kind):
     loaded = load_audio(sources(path, waveform)[kind])
     assert loaded.dtype == np.float32 and loaded.ndim == 1
     np.testing.assert_array_equal(loaded, waveform)
-
-
-def test_url(wav, server):
-    np.testing.assert_array_equal(load_audio(f"{server}/tone.wav"), wav[1])
-    with pytest.raises(AudioError, match="404"):
-        load_audio(f"{server}/missing.wav")
-
-
-def test_url_too_large(wav, server, monkeypatch):
-    monkeypatch.setattr(audio, "MAX_DOWNLOAD_BYTES", 100)
-    with pytest.raises(AudioError, match="larger than"):
-        load_audio(f"{server}/tone.wav")
 
 
 @pytest.mark.parametrize(
@@ -143,121 +96,107 @@ def test_integers_are_scaled(dtype, scale, offset):
     np.testing.assert_allclose(loaded, waveform, atol=2 / scale)
 
 
-@pytest.mark.parametrize(("format", "subtype"), [("WAV", "PCM_16"), ("WAV", "PCM_24"), ("FLAC", None), ("OGG", None)])
-def test_formats_rates_and_channels(format, subtype):
-    stereo = np.stack([tone(0.5, 44_100), np.zeros(22_050, np.float32)], axis=1)
-    loaded = load_audio(encoded(stereo, 44_100, format=format, subtype=subtype))
-    assert abs(len(loaded) - 8000) <= 1
-    assert peak_hertz(loaded) == pytest.approx(440, abs=3)
-    assert np.abs(loaded[1000:-1000]).max() == pytest.approx(0.25, abs=0.02)
+def test_a_stream_that_cannot_be_sought(wav):
+    class Pipe(io.RawIOBase):
+        def __init__(self, content: bytes):
+            self.inner = io.BytesIO(content)
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer) -> int:
+            return self.inner.readinto(buffer)
+
+    path, waveform = wav
+    np.testing.assert_array_equal(load_audio(Pipe(path.read_bytes())), waveform)
+    behind = io.BytesIO(b"header" + path.read_bytes())
+    behind.read(6)
+    np.testing.assert_array_equal(load_audio(behind), waveform)
+    with path.open("rb") as file:
+        load_audio(file)
+        assert not file.closed, "who opened it closes it"
 
 
-def test_mp3():
-    loaded = load_audio(encoded(tone(0.5, 22_050), 22_050, format="MP3"))
-    assert peak_hertz(loaded) == pytest.approx(440, abs=3)
+@pytest.mark.parametrize("rate", [SAMPLING_RATE, 44_100])
+def test_chunks_as_they_arrive(rate):
+    waveform = noise(5 * rate)
+    seen = 0
 
+    def chunks():
+        nonlocal seen
+        for start in range(0, len(waveform), 1000):
+            seen = start
+            yield waveform[start : start + 1000]
 
-@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
-def test_cut_mp3(mode, tmp_path, capfd):
-    content = encoded(noise(10 * SAMPLING_RATE), format="MP3", bitrate_mode=mode)
-    assert len(load_audio(content)) == 10 * SAMPLING_RATE
-    path = tmp_path / "cut.mp3"
-    path.write_bytes(content[: len(content) // 2])
-    for source in (path, path.read_bytes()):
-        with pytest.raises(AudioError, match=r"ends after \d+ of the 160000 samples"):
-            load_audio(source)
-    headless = content[content.index(content[:2], 2) :]  # its length is a guess, and no reason to refuse it
-    assert load_audio(headless[: len(headless) // 2]).size
-    assert capfd.readouterr().err == ""
-
-
-def test_damaged_mp3_is_quiet(capfd):
-    content = bytearray(encoded(noise(20 * SAMPLING_RATE), format="MP3"))
-    content[20_000:20_400] = bytes(400)
-    assert len(load_audio(bytes(content))) == pytest.approx(20 * SAMPLING_RATE, rel=0.01)
-    content[20_000:24_000] = bytes(4000)
-    with pytest.raises(AudioError, match="cannot be decoded"):
-        load_audio(bytes(content))
-    os.write(2, b"heard again")
-    assert capfd.readouterr().err == "heard again"
-
-
-def test_decoding_with_standard_error_closed(wav):
-    saved = os.dup(2)
-    try:
-        os.close(2)
-        np.testing.assert_array_equal(load_audio(wav[0]), wav[1])
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-
-
-@pytest.mark.parametrize("resampler", ["torchaudio", "soxr"])
-@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 44_101, 48_000, 96_000])
-def test_resampling(rate, resampler, monkeypatch):
-    if resampler == "soxr":
-        pytest.importorskip("soxr")
-        monkeypatch.setitem(sys.modules, "torchaudio", None)
-        monkeypatch.setitem(sys.modules, "torchaudio.functional", None)
-    else:
-        pytest.importorskip("torchaudio")
-    loaded = load_audio(tone(0.5, rate), sampling_rate=rate)
-    assert loaded.dtype == np.float32
-    assert abs(len(loaded) - 8000) <= 8
-    assert peak_hertz(loaded) == pytest.approx(440, abs=3)
-    assert load_audio(tone(0.5, rate)[:1], sampling_rate=rate).size >= 1
-
-
-def test_no_resampler_and_no_decoder(monkeypatch):
-    for name in ("torchaudio", "torchaudio.functional", "soxr", "soundfile"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(AudioError, match="pip install soxr"):
-        load_audio(tone(0.1, 8000), sampling_rate=8000)
-    with pytest.raises(AudioError, match="pip install soundfile"):
-        load_audio(b"RIFF")
-    assert load_audio(tone(0.1), sampling_rate=SAMPLING_RATE).size == 1600
+    blocks = open_audio(chunks(), rate)
+    first = next(blocks)
+    assert seen <= 2000, "a stream does not wait for more than the filter needs"
+    loaded = np.concatenate([first, *blocks])
+    np.testing.assert_allclose(loaded, load_audio(waveform, rate), atol=1e-6)
 
 
 # Errors
 
 
 @pytest.mark.parametrize(
-    ("source", "rate", "message"),
+    ("source", "rate", "kind", "message"),
     [
-        (np.zeros(0, np.float32), 16_000, "no samples"),
-        (np.zeros((2, 0), np.float32), 16_000, "no samples"),
-        ([], 16_000, "no samples"),
-        (encoded(np.zeros(0, np.float32)), None, "no samples"),
-        (np.array([0.0, np.nan, np.inf], np.float32), 16_000, "2 of 3 samples"),
-        (noise(100), None, "sampling_rate="),
-        ({"array": noise(100)}, None, "sampling_rate="),
-        (noise(100), 0, "positive"),
-        (noise(100), -8000, "positive"),
-        ({"bytes": None, "path": None}, None, "expected"),
-        (b"", None, "cannot be decoded"),
-        (b"this is no recording", None, "WAV, FLAC, OGG or MP3"),
-        (encoded(noise(1000))[:20], None, "cannot be decoded"),
-        ("no/such/file.wav", None, "not a file"),
-        (Path("/"), None, "not a file"),
-        ("A" * 5000, None, "not a file"),
-        ("http://", None, "cannot be downloaded"),
-        ("data:audio/wav;base64", None, "data:"),
-        ("data:audio/wav;base64,%%%", None, "base64"),
-        (io.StringIO("text"), None, "binary mode"),
-        (np.zeros((100, 100), np.float32), 16_000, "channels"),
-        (np.zeros((2, 2, 100), np.float32), 16_000, "shape"),
-        (np.float32(0.5), 16_000, "expected a path"),
-        (np.zeros(4, bool), 16_000, "integers"),
-        (np.zeros(4, np.int64), 16_000, "integers"),
-        ([0, 1, 2], 16_000, "integers"),
-        ([[0.1, 0.2], [0.1]], 16_000, "unequal"),
-        (7, None, "expected a path"),
-        (None, None, "expected a path"),
+        (np.zeros(0, np.float32), 16_000, EmptyAudioError, "no samples"),
+        (np.zeros((2, 0), np.float32), 16_000, EmptyAudioError, "no samples"),
+        ([], 16_000, EmptyAudioError, "no samples"),
+        (iter([]), 16_000, EmptyAudioError, "no samples"),
+        (encoded(np.zeros(0, np.float32)), None, EmptyAudioError, "no samples"),
+        (np.array([0.0, np.nan, np.inf], np.float32), 16_000, AudioValueError, "2 of 3 samples"),
+        (np.array([[np.inf, -np.inf], [1e40, 0.5], [0, 0]]), 16_000, AudioValueError, "2 of 3 samples"),
+        (np.array([0.0, 1e30]), 16_000, AudioValueError, "senseless values in 1 of 2"),
+        (encoded(np.array([0.0, np.nan]), subtype="FLOAT"), None, AudioValueError, "NaN"),
+        (noise(100), None, SamplingRateError, "sampling_rate="),
+        ({"array": noise(100)}, None, SamplingRateError, "sampling_rate="),
+        (noise(100), 0, SamplingRateError, "positive"),
+        (noise(100), -8000, SamplingRateError, "positive"),
+        (noise(100), float("nan"), SamplingRateError, "positive"),
+        (noise(100), 10**400, SamplingRateError, "positive"),
+        (noise(100), "16 kHz", SamplingRateError, "rate of '16 kHz'; expected a positive"),
+        (encoded(noise(100), 1), None, SamplingRateError, "100 to 1000000"),
+        (encoded(noise(100), 2**31 - 1), None, SamplingRateError, "100 to 1000000"),
+        ({"bytes": None, "path": None}, None, AudioFormatError, "expected"),
+        ({"path": {"path": "x.wav"}}, None, AudioFormatError, "expected a path"),
+        (b"", None, AudioFormatError, "cannot be decoded"),
+        (b"this is no recording", None, AudioFormatError, "WAV, FLAC, OGG or MP3"),
+        (encoded(noise(1000))[:20], None, AudioFormatError, "cannot be decoded"),
+        ("no/such/file.wav", None, AudioFormatError, "not a file"),
+        (Path("/"), None, AudioFormatError, "not a file"),
+        ("A" * 5000, None, AudioFormatError, "not a file"),
+        ("nul\0.wav", None, AudioFormatError, "not a file"),
+        ("http://", None, AudioFetchError, "cannot be downloaded"),
+        ("http://[::1", None, AudioFetchError, "cannot be downloaded"),
+        ("data:audio/wav;base64", None, AudioFormatError, "data:"),
+        ("data:audio/wav;base64,%%%", None, AudioFormatError, "base64"),
+        (io.StringIO("text"), None, AudioFormatError, "binary mode"),
+        (np.zeros((100, 100), np.float32), 16_000, AudioFormatError, "channels"),
+        (np.zeros((2, 2, 100), np.float32), 16_000, AudioFormatError, "shape"),
+        (np.float32(0.5), 16_000, AudioFormatError, "expected a path"),
+        (np.zeros(4, bool), 16_000, AudioFormatError, "integers"),
+        (np.zeros(4, np.int64), 16_000, AudioFormatError, "integers"),
+        ([0, 1, 2], 16_000, AudioFormatError, "integers"),
+        ([[0.1, 0.2], [0.1]], 16_000, AudioFormatError, "unequal"),
+        ([0.1, 10**400], 16_000, AudioFormatError, "type object"),
+        (["a", "b"], 16_000, AudioFormatError, "integers of 8"),
+        (torch.zeros(3, device="meta"), 16_000, AudioFormatError, "without numbers"),
+        (7, None, AudioFormatError, "expected a path"),
+        (None, None, AudioFormatError, "expected a path"),
     ],
 )
-def test_errors_name_the_input_and_the_remedy(source, rate, message):
-    with pytest.raises(AudioError, match=message):
+def test_errors_name_the_input_and_the_remedy(source, rate, kind, message):
+    with pytest.raises(kind, match=message):
         load_audio(source, rate)
+
+
+def test_closed_file():
+    file = io.BytesIO(encoded(noise(100)))
+    file.close()
+    with pytest.raises(AudioFormatError, match="open binary file"):
+        load_audio(file)
 
 
 def test_error_is_a_value_error_and_short():
@@ -336,6 +275,53 @@ def test_longest_does_not_depend_on_neighbours(lengths, seed):
         start += count
     assert start == len(batch["input_features"])
     assert (batch["input_features_mask"].sum(1) % 4 == 0).all()
+
+
+@settings(max_examples=60)
+@given(
+    samples=st.integers(1, 200 * SAMPLING_RATE) | st.integers(1, 6 * SAMPLING_RATE),
+    cuts=st.lists(st.floats(0, 1), max_size=6),
+    padding=st.sampled_from(["max_length", "longest"]),
+)
+def test_streamed_windows_are_those_of_the_whole(samples, cuts, padding):
+    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+    waveform = noise(samples)
+    blocks = np.split(waveform, sorted(int(cut * samples) for cut in cuts))
+    whole = audio.log_mel_windows([waveform], extractor, padding)
+    windows = list(audio.stream_windows(blocks, extractor, padding))
+    assert [window.offset for window in windows] == whole["window_offsets"].tolist()
+    assert [window.frames for window in windows] == whole["input_features_mask"].sum(1).tolist()
+    assert [window.last for window in windows] == [False] * (len(windows) - 1) + [True]
+    for features, window in zip(whole["input_features"], windows, strict=True):
+        width = window.frames if padding == "longest" else extractor.nb_max_frames
+        assert window.features.shape == (16, width)
+        assert torch.equal(features[:, :width], window.features)
+
+
+@pytest.mark.parametrize("ends", [-640, -1, 0, 1, 640])
+def test_streamed_windows_at_the_ends_of_windows(ends):
+    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+    for count in range(4):
+        waveform = noise((200 + 164 * count) * 160 + ends)
+        whole = audio.log_mel_windows([waveform], extractor, "longest")["window_offsets"].tolist()
+        assert [window.offset for window in audio.stream_windows([waveform], extractor, "longest")] == whole
+
+
+def test_windows_come_before_the_stream_ends():
+    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+    asked = 0
+
+    def blocks():
+        nonlocal asked
+        while True:  # a microphone
+            asked += 1
+            yield noise(8000, asked)
+
+    windows = audio.stream_windows(blocks(), extractor, "longest")
+    assert next(windows).offset == 0 and asked == 5  # 2.5 s
+    assert next(windows).offset == 164 and asked == 8
+    with pytest.raises(EmptyAudioError):
+        next(audio.stream_windows([noise(0)], extractor, "longest"))
 
 
 def test_silence_is_finite():

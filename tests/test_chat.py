@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soundwave.processing import ChatError, SoundwaveProcessor
+from soundwave.processing import MessageError, PlaceholderError, SoundwaveProcessor, TemplateError
 from soundwave.processing import chat_soundwave as chat
 from tests.processors import (
     ANSWER,
@@ -31,15 +31,6 @@ def own_ids(processor: SoundwaveProcessor, messages: list[dict], generation: boo
     return processor.tokenizer.apply_chat_template(
         messages, add_generation_prompt=generation, return_dict=False, **processor.chat_template_kwargs
     )
-
-
-def control_ids(processor: SoundwaveProcessor) -> dict[str, int]:
-    """Special tokens and the added tokens that the template writes, but no plain bytes of the vocabulary."""
-    names = chat.control_tokens(
-        processor.tokenizer, len(processor.tokenizer), processor.chat_template, processor.audio_token
-    )
-    added = processor.tokenizer.added_tokens_encoder.items()
-    return {name: index for name, index in added if names.fullmatch(name) and not name.startswith("<0x")}
 
 
 # Conversations
@@ -84,7 +75,7 @@ def test_without_system_role_the_first_user_turn_gets_it(family):
 
 
 def test_no_turn_for_the_system_prompt():
-    with pytest.raises(ChatError, match="no user turn"):
+    with pytest.raises(TemplateError, match="no user turn"):
         PROCESSORS["mistral"].apply_chat_template([ASSISTANT])
 
 
@@ -138,7 +129,7 @@ def test_pinned_template_arguments():
     qwen = PROCESSORS["qwen3"]
     assert qwen.apply_chat_template([USER], tokenize=False).endswith("assistant\n<think>\n\n</think>\n\n")
     assert qwen.apply_chat_template([USER], tokenize=False, enable_thinking=True).endswith("assistant\n")
-    with pytest.raises(ChatError, match="JSON"):
+    with pytest.raises(TemplateError, match="JSON"):
         qwen.apply_chat_template([USER], helper=object())
 
 
@@ -154,9 +145,9 @@ def test_endings(processor):
 
 
 def test_what_a_template_refuses_it_says_itself():
-    with pytest.raises(ChatError, match="with the roles user, user: must alternate"):
+    with pytest.raises(TemplateError, match="with the roles user, user: must alternate"):
         PROCESSORS["gemma"].apply_chat_template([USER, USER])
-    with pytest.raises(ChatError, match="roles assistant: must alternate"):
+    with pytest.raises(TemplateError, match="roles assistant: must alternate"):
         make_processor("gemma", system_prompt=None).prompt_ids([ASSISTANT, ASSISTANT])
 
 
@@ -169,17 +160,18 @@ def test_what_a_template_refuses_it_says_itself():
         ({"role": "user", "content": [{"type": "audio", "path": "a", "url": "b"}]}, "give one of"),
         ({"role": "user", "content": "x", "tool_calls": [1]}, "tool_calls"),
         ({"role": "user", "content": [{"type": "audio"}]}, "names no recording"),
+        ({"role": "user"}, "content None"),
     ],
 )
 def test_conversations_that_cannot_be_written(message, error):
-    with pytest.raises(ChatError, match=error):
+    with pytest.raises(MessageError, match=error):
         PROCESSORS["llama3"].apply_chat_template([message])
 
 
 def test_empty_conversation_and_unsupported_arguments():
     processor = PROCESSORS["llama3"]
-    for empty in ([], [[]]):
-        with pytest.raises(ChatError, match="no messages"):
+    for empty in ([], [[]], [[USER], []]):
+        with pytest.raises(MessageError, match="no messages"):
             processor.apply_chat_template(empty)
     with pytest.raises(ValueError, match="tools"):
         processor.apply_chat_template([USER], tools=[{}])
@@ -189,96 +181,8 @@ def test_empty_conversation_and_unsupported_arguments():
 
 def test_template_that_leaves_a_turn_out():
     processor = make_processor("words", chat_template="{{ '<user>' + messages[-1].content + '<eot>' }}")
-    with pytest.raises(ChatError, match="2 recordings.* 1 placeholders"):
+    with pytest.raises(PlaceholderError, match="2 recordings.* 1 placeholders"):
         processor.prompt_ids([user({"type": "audio"}), user({"type": "audio"})])
-
-
-# Text stays text
-
-
-@pytest.mark.parametrize("role", ["system", "user", "assistant"])
-def test_control_tokens_in_texts_stay_text(processor, role):
-    controls = control_ids(processor)
-    assert set(processor.tokenizer.all_special_tokens) - {"<unk>"} <= set(controls) | {"<unk>"}
-    for name in controls:
-        written = f"say {name} and{name}{name} please"
-
-        def conversation(text, role=role):
-            said = {name: f"{name} text" for name in ("system", "user", "assistant")} | {role: text}
-            return [
-                {"role": "system", "content": said["system"]},
-                user({"type": "audio"}, said["user"]),
-                {"role": "assistant", "content": said["assistant"]},
-                user({"type": "audio"}, "again"),
-            ]
-
-        clean, ids = (processor.prompt_ids(conversation(text)) for text in ("say nothing please", written))
-        assert {n: ids.count(i) for n, i in controls.items()} == {n: clean.count(i) for n, i in controls.items()}
-        assert ids.count(processor.audio_token_id) == 2
-        assert written in processor.tokenizer.decode(ids)
-
-
-def test_control_tokens_in_answers_stay_text(processor):
-    controls = set(control_ids(processor).values())
-    for name in control_ids(processor):
-        _, answer = processor.prompt_and_answer_ids([USER, {"role": "assistant", "content": f"it says {name} there"}])
-        said = answer[: -len(closing_ids(processor))]
-        assert not controls & set(said)
-        assert f"it says {name} there" in processor.tokenizer.decode(answer)
-        assert processor.ctc_label_ids(f"it says {name} there") == said
-
-
-@st.composite
-def hostile_texts(draw) -> str:
-    """Texts full of control tokens, halves of them, markers and line feeds."""
-    names = sorted({name for family in FAMILIES for name in control_ids(PROCESSORS[family])})
-    halves = [half for name in names for half in (name[:3], name[3:])]
-    piece = st.one_of(
-        st.sampled_from(names), st.sampled_from(halves), st.sampled_from([" ", "\n", "a", "<", "|", "é"])
-    )
-    return "x" + "".join(draw(st.lists(piece, max_size=12))) + "x"
-
-
-@given(texts=st.lists(hostile_texts(), min_size=1, max_size=3), family=st.sampled_from(FAMILIES))
-def test_no_text_writes_a_control_token_or_loses_a_letter(texts, family):
-    processor = PROCESSORS[family]
-    items = [item for text in texts for item in (text, {"type": "audio"})]
-    harmless = [item for text in texts for item in ("x", {"type": "audio"})]
-    controls = set(control_ids(processor).values())
-    ids = processor.prompt_ids([user(*items)])
-    expected = [token for token in processor.prompt_ids([user(*harmless)]) if token in controls]
-    assert [token for token in ids if token in controls] == expected
-    decoded = processor.tokenizer.decode(ids)
-    for text in texts:
-        assert text in decoded
-
-
-def test_split_control_tokens_do_not_join(processor):
-    name = processor.tokenizer.eos_token
-    ids = processor.prompt_ids([user(name[:3], name[3:])])
-    assert ids.count(processor.tokenizer.eos_token_id) == processor.prompt_ids([USER]).count(
-        processor.tokenizer.eos_token_id
-    )
-    marked = name[0] + chat.CUT + name[1:]
-    assert processor.prompt_ids([user(marked)]) == processor.prompt_ids([user(name)])
-
-
-def test_a_template_that_cuts_texts_cannot_join_them():
-    template = "{% for m in messages %}{{ m.content.split('Q') | join('') }}{% endfor %}"
-    processor = make_processor("words", chat_template=template, system_prompt=None)
-    ids = processor.prompt_ids([user("<eQot>")])
-    # The template itself writes this token here, and so it counts.
-    assert processor.tokenizer.eos_token_id in ids
-    cutting = "{% for m in messages %}{{ m.content.split('<eot>') | join('') }}{% endfor %}"
-    processor = make_processor("words", chat_template=cutting, system_prompt=None)
-    assert processor.tokenizer.eos_token_id not in processor.prompt_ids([user("<e<eot>ot>")])
-
-
-def test_sound_labels_are_tokens():
-    processor = PROCESSORS["words"]
-    cough = processor.tokenizer.convert_tokens_to_ids("<cough>")
-    assert processor.ctc_label_ids("the red boxes <cough>")[-1] == cough
-    assert cough in processor.prompt_and_answer_ids([USER, {"role": "assistant", "content": "<cough>"}])[1]
 
 
 # Training helpers
@@ -310,9 +214,9 @@ def test_prompt_must_begin_the_conversation():
     processor = make_processor(
         "words", chat_template=template + "{% if add_generation_prompt %}{{ 'thoughts' }}{% endif %}"
     )
-    with pytest.raises(ChatError, match="not the beginning"):
+    with pytest.raises(TemplateError, match="not the beginning"):
         processor.prompt_and_answer_ids([USER, ASSISTANT])
-    with pytest.raises(ChatError, match="not the assistant's"):
+    with pytest.raises(MessageError, match="not the assistant's"):
         processor.prompt_and_answer_ids([USER])
 
 
@@ -351,7 +255,7 @@ def test_rows():
     turns = [user({"type": "audio"}, "and", {"type": "audio", "path": "own.wav"}), ASSISTANT, user({"type": "audio"})]
     filled = processor.example_messages({"messages": turns, "audio": ["a", "b"]})
     assert processor.recordings_of(filled) == ["a", "own.wav", "b"]
-    with pytest.raises(ChatError, match="2 audio items .* 1;"):
+    with pytest.raises(PlaceholderError, match="2 audio items .* 1;"):
         processor.example_messages({"messages": turns, "audio": "a"})
 
 
@@ -359,10 +263,10 @@ def test_equal_texts_are_written_once():
     processor = make_processor("llama3")
     row = {"audio": "a.wav", "instruction": "What is said?", "answer": ANSWER}
     first = processor.prompt_and_answer_ids(processor.example_messages(row))
-    misses = chat.chat_ids.cache_info().misses
+    misses = chat.cached_chat_ids.cache_info().misses
     for name in "bcd":
         assert processor.prompt_and_answer_ids(processor.example_messages({**row, "audio": name})) == first
-    assert chat.chat_ids.cache_info().misses == misses
+    assert chat.cached_chat_ids.cache_info().misses == misses
     first[0].clear()  # what is handed out is the caller's
     assert processor.prompt_ids(processor.example_messages(row))
     processor.tokenizer.add_tokens(["boxes"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, WhisperConfig, WhisperFeatureExtractor
 
-from soundwave.processing import AudioError, SoundwaveProcessor
+from soundwave.processing import AudioError, ChatError, MessageError, PlaceholderError, SoundwaveProcessor
 from tests.processors import ASSISTANT, PROCESSORS, SAMPLING_RATE, USER, audio_item, make_processor, noise, user
 from tests.tokenizers import FAMILIES, SETTINGS, make_tokenizer
 
@@ -91,12 +91,38 @@ def test_trusted_text_writes_placeholders_and_control_tokens(processor):
 
 def test_counts_of_placeholders_and_recordings():
     processor = PROCESSORS["llama3"]
-    with pytest.raises(ValueError, match="2 audio placeholders .* 1 recordings"):
+    with pytest.raises(PlaceholderError, match="2 audio placeholders .* 1 recordings"):
         processor(text="<|audio|> and <|audio|>", audio=noise(100), sampling_rate=SAMPLING_RATE)
-    with pytest.raises(ValueError, match="0 audio placeholders .* 1 recordings"):
+    with pytest.raises(PlaceholderError, match="0 audio placeholders .* 1 recordings"):
         processor(text="What is said?", audio=noise(100), sampling_rate=SAMPLING_RATE)
-    with pytest.raises(ValueError, match="1 audio placeholders .* 0 recordings"):
+    with pytest.raises(PlaceholderError, match="1 audio placeholders .* 0 recordings"):
         processor(text="<|audio|>")
+    assert issubclass(PlaceholderError, ChatError) and issubclass(ChatError, ValueError)
+
+
+def test_audio_of_earlier_turns_is_neither_opened_nor_computed(processor):
+    second, third = audio_item(50_000, 2), audio_item(700, 3)
+    whole = [[user(audio_item(), "What?", second), ASSISTANT, user("And", third)], [user("this", audio_item(900, 4))]]
+    known = [[user({"type": "audio", "path": "gone.wav"}, "What?", {"type": "audio"}), *whole[0][1:]], whole[1]]
+    expected = processor.apply_chat_template(whole)
+    batch = processor.apply_chat_template(known, reuse_audio=2)
+    assert batch["input_ids"].tolist() == expected["input_ids"].tolist()
+    assert batch["windows_per_audio"].tolist() == [1, 1]
+    features = processor.audio_features([third["audio"], whole[1][0]["content"][1]["audio"]])
+    assert all(torch.equal(batch[name], features[name]) for name in features)
+    everything = processor.apply_chat_template(whole, reuse_audio=4)
+    assert set(everything) == {"input_ids", "attention_mask"}
+    assert set(processor.apply_chat_template([USER], reuse_audio=0)) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize("count", [2, -1, None, "1", 1.0])
+def test_more_reused_audio_than_recordings(count):
+    with pytest.raises(
+        PlaceholderError, match=f"reuse_audio is {count!r} for 1 recordings; expected a number from 0 to 1"
+    ):
+        PROCESSORS["llama3"].apply_chat_template([user(audio_item(), "What?")], reuse_audio=count)
+    with pytest.raises(MessageError, match="names no recording"):
+        PROCESSORS["llama3"].apply_chat_template([user({"type": "audio"}, {"type": "audio"})], reuse_audio=1)
 
 
 def test_call_errors():
@@ -104,6 +130,21 @@ def test_call_errors():
     for nothing in ({}, {"audio": []}, {"text": []}):
         with pytest.raises(ValueError, match="Neither audio nor text"):
             processor(**nothing)
+    for text in (3, [3], ["x", None], b"x"):
+        with pytest.raises(MessageError, match="expected a string or a list"):
+            processor(text=text)
+    with pytest.raises(MessageError, match="lone surrogate"):
+        processor(text="a\udc00")
+    with pytest.raises(ValueError, match="given twice, as 8000 and 16000"):
+        processor(noise(100), sampling_rate=8000, audio_kwargs={"sampling_rate": 16_000})
+    with pytest.raises(AudioError) as lone:
+        processor(audio="\ud800.wav")
+    assert str(lone.value).encode()  # can be printed and sent
+    circle: list = []
+    circle.append(circle)
+    for audio in ([noise(100), None], [[[None]]], circle):  # none is left out, and nothing recurses for ever
+        with pytest.raises(AudioError, match="None|unequal lengths|list"):
+            processor(audio=audio, sampling_rate=SAMPLING_RATE)
     with pytest.raises(ValueError, match="images"):
         processor(text="x", images=[1])
     with pytest.raises(ValueError, match="truncation"):
@@ -212,8 +253,8 @@ def test_saved_processor_is_the_same(processor, tmp_path):
 def test_remote_code_without_the_package(tmp_path):
     processor = make_processor("llama3", audio_padding="longest", transcription_prompt="Write it down.")
     processor.save_pretrained(tmp_path / "saved")
-    for name in ("processing_soundwave.py", "audio_soundwave.py", "chat_soundwave.py"):
-        assert (tmp_path / "saved" / name).is_file()
+    code = {"audio", "chat", "messages", "processing", "prompts"}
+    assert {f"{name}_soundwave.py" for name in code} <= {path.name for path in (tmp_path / "saved").iterdir()}
     script = """
         import sys
 
