@@ -75,7 +75,7 @@ def look_inside(
     Raises:
         ValueError: If the recording does not fit one window of the encoder.
     """
-    from soundwave.modeling_soundwave.ctc_soundwave import collapse_runs
+    from soundwave.modeling_soundwave.seams_soundwave import collapse_runs
 
     features = processor.audio_features([processor.load_audio(audio)])
     if len(features["input_features"]) != 1:

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, WhisperCo
 from transformers.utils import cached_file
 
 from soundwave.modeling_soundwave.configuration_soundwave import SoundwaveConfig
-from soundwave.modeling_soundwave.loading_soundwave import WeightsError, encoder_state_dict, find_shards, read_tensors
 from soundwave.modeling_soundwave.modeling_soundwave import SoundwaveForConditionalGeneration
+from soundwave.modeling_soundwave.weights_soundwave import WeightsError, find_shards, read_encoder, read_tensors
 
 # Released prefix -> ours; the first that fits counts, so the LLM's own come last.
 RENAMED = (
@@ -90,9 +90,7 @@ def convert(src: str | Path, out: str | Path, audio_tower: str | Path | None = N
         tensors, origin = rename(read_tensors(find_shards(src)))
         if not any(name.startswith("audio_tower.") for name in tensors):
             # The published class keeps the encoder outside its own weights.
-            shards = find_shards(tower, subfolder=subfolder)
-            encoder = read_tensors(shards, lambda name: "decoder" not in name and "proj_out" not in name)
-            tensors |= encoder_state_dict(encoder)
+            tensors |= read_encoder(tower, subfolder=subfolder)
     except WeightsError as error:
         raise ConversionError(str(error)) from error
     model = _assemble(released, audio_config, placeholder, tensors, origin)

@@ -1,4 +1,4 @@
-"""CTC over the LLM's vocabulary: loss against the library's, collapse, seams, packing."""
+"""CTC over the LLM's vocabulary: loss against the library's, labels and their probabilities."""
 
 import pytest
 import torch
@@ -6,14 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soundwave.modeling_soundwave.ctc_soundwave import (
-    CTCHead,
-    collapse_runs,
-    linear_argmax,
-    linear_ctc_loss,
-    pack_rows,
-    seam_windows,
-)
+from soundwave.modeling_soundwave.ctc_soundwave import CTCHead, linear_argmax, linear_ctc_loss
 from tests.tiny_models import tiny_config
 
 D = 6
@@ -116,82 +109,28 @@ def test_restricted_head_scores_only_its_tokens():
         head.loss(frames, torch.tensor([12, 9]), torch.tensor([[4], [5]]), torch.tensor([1, 1]), embeddings)
 
 
-def collapse_one_by_one(ids, length, blank, keep_blanks):
-    kept = [a for a in range(length) if a == 0 or ids[a] != ids[a - 1]]
-    spoken = [a for a in kept if ids[a] != blank]
-    return kept if keep_blanks or not spoken else spoken
+@pytest.mark.parametrize("fields", [{}, {"ctc_token_ids": [3, 5, 8, 13]}, {"ctc_blank_id": 7, "ctc_head": "separate"}])
+def test_scores_equal_the_full_softmax(fields, monkeypatch):
+    import soundwave.modeling_soundwave.ctc_soundwave as ctc
 
+    monkeypatch.setattr(ctc, "FRAMES_PER_CHUNK", 5)
+    config = tiny_config(**fields)
+    head = CTCHead(config, holds_rows=config.ctc_head == "separate").double()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_()
+    embeddings = torch.randn(60, 32, dtype=torch.float64)
+    frames = torch.randn(3, 12, 32, dtype=torch.float64)
+    ids, log_probs, blank_log_probs = head.scores(frames, embeddings)
 
-@given(st.lists(st.lists(st.integers(0, 3), min_size=7, max_size=7), min_size=1, max_size=4), st.data())
-def test_collapse_keeps_the_first_frame_of_each_run(rows, data):
-    lengths = torch.tensor([data.draw(st.integers(1, 7)) for _ in rows])
-    keep_blanks = data.draw(st.booleans())
-    mask = torch.arange(7) < lengths[:, None]
-    keep = collapse_runs(torch.tensor(rows), mask, 0, keep_blanks)
-    for ids, length, kept in zip(rows, lengths.tolist(), keep, strict=True):
-        assert kept.nonzero().flatten().tolist() == collapse_one_by_one(ids, length, 0, keep_blanks)
-        assert kept.any()  # a recording always yields a position
-
-
-@given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 2**31))
-def test_pack_rows_keeps_order(n, A, seed):
-    torch.manual_seed(seed)
-    keep, values = torch.rand(n, A) < 0.5, torch.randn(n, A, 3)
-    packed, lengths = pack_rows(values, keep)
-    assert packed.shape[1] == max(keep.sum(1).tolist())
-    for row, kept, whole, length in zip(packed, keep, values, lengths.tolist(), strict=True):
-        assert torch.equal(row[:length], whole[kept])
-        assert not row[length:].any()
-
-
-class TestSeams:
-    """Windows of 12 frames that overlap by 4; label 9 is the blank."""
-
-    @staticmethod
-    def seam(first_overlap, second_overlap):
-        first, second = torch.full((2, 12), 1)
-        first[8:], second[:4] = torch.tensor(first_overlap), torch.tensor(second_overlap)
-        keep = seam_windows(
-            torch.stack([first, second]), torch.tensor([12, 12]), torch.tensor([0, 8]), torch.tensor([0, 0]), blank=9
-        )
-        end, start = int(keep[0].sum()), 12 - int(keep[1].sum())
-        assert keep[0, :end].all() and keep[1, start:].all()  # contiguous
-        assert end == start + 8  # every instant once
-        return end
-
-    def test_meets_in_the_middle_of_the_longest_shared_silence(self):
-        assert self.seam([9, 1, 9, 9], [9, 1, 9, 9]) == 11
-        assert self.seam([9, 9, 1, 9], [9, 9, 1, 9]) == 9
-
-    def test_a_word_that_one_window_holds_whole_is_not_cut(self):
-        # The first window breaks off inside the word at the end; the second holds it whole after the silence.
-        assert self.seam([9, 9, 5, 5], [9, 9, 5, 6]) == 9
-
-    def test_without_shared_silence_meets_in_the_middle_of_the_overlap(self):
-        assert self.seam([1, 2, 3, 4], [4, 3, 2, 1]) == 10
-
-    def test_separate_recordings_do_not_touch(self):
-        ids = torch.full((2, 12), 9)
-        keep = seam_windows(ids, torch.tensor([12, 7]), torch.tensor([0, 0]), torch.tensor([0, 1]), blank=9)
-        assert keep.sum(1).tolist() == [12, 7]
-
-    @given(st.data())
-    def test_every_instant_is_kept_exactly_once(self, data):
-        lengths, offsets, index, totals = [], [], [], []
-        for audio in range(data.draw(st.integers(1, 3))):
-            total = data.draw(st.integers(1, 40))
-            totals.append(total)
-            starts = [0]
-            while starts[-1] + 12 < total:
-                starts.append(starts[-1] + 8)
-            offsets += starts
-            lengths += [min(12, total - start) for start in starts]
-            index += [audio] * len(starts)
-        torch.manual_seed(data.draw(st.integers(0, 2**31)))
-        ids = torch.randint(7, 10, (len(lengths), 12))
-        keep = seam_windows(ids, torch.tensor(lengths), torch.tensor(offsets), torch.tensor(index), blank=9)
-        instants = [
-            (a, offset + f) for a, offset, row in zip(index, offsets, keep, strict=True) for f in row.nonzero()
-        ]
-        expected = [(a, f) for a, total in enumerate(totals) for f in range(total)]
-        assert [(a, int(f)) for a, f in instants] == expected
+    rows = head.rows(embeddings)
+    rows, emitted = rows.detach(), config.ctc_token_ids or list(range(len(rows)))
+    if head.blank is not None:
+        rows, emitted = torch.cat([rows, head.blank.detach()[None]]), [*emitted, config.blank_id]
+    full = (head.scaled(frames) @ rows.T).log_softmax(-1).detach()
+    assert torch.equal(ids, torch.tensor(emitted)[full.argmax(-1)])
+    assert torch.equal(ids, head.labels(frames, embeddings))
+    torch.testing.assert_close(log_probs, full.max(-1).values)
+    torch.testing.assert_close(blank_log_probs, full[..., emitted.index(config.blank_id)])
+    assert head.scores(frames.float(), embeddings.float())[1].dtype == torch.float32
+    assert head.scores(frames[:0], embeddings)[0].shape == (0, 12)

@@ -67,7 +67,7 @@ LOAD = """
     import json
     import numpy as np
     import torch
-    from transformers import AutoModel, AutoModelForCTC, AutoModelForMultimodalLM, AutoProcessor
+    from transformers import AutoModel, AutoModelForCTC, AutoModelForMultimodalLM, AutoProcessor, pipeline
 
     def tone(seconds, frequency_hz=440.0):
         time_s = np.arange(round(seconds * 16_000)) / 16_000
@@ -86,6 +86,8 @@ LOAD = """
     for stage in ("align", "instruct"):
         ctc = AutoModelForCTC.from_pretrained(f"ours/{stage}", trust_remote_code=True, dtype=torch.float32)
         seen[f"ctc {stage}"] = [len(ids) for ids in ctc.transcribe_ids(**features)]
+        recognizer = pipeline("automatic-speech-recognition", model=f"ours/{stage}", trust_remote_code=True)
+        seen[f"recognized {stage}"] = [sorted(heard) for heard in recognizer(clips, return_timestamps="word")]
     print(json.dumps(seen))
 """
 
@@ -148,6 +150,7 @@ def test_three_stages_to_a_process_without_the_package(pinned, workplace, tmp_pa
     assert all(len(ids) > len(prompt) for ids, prompt in zip(trained["ids"], trained["prompt"], strict=True))
     assert loaded["AutoModel"] == loaded["AutoModelForMultimodalLM"] == trained["ids"]
     assert len(loaded["ctc align"]) == len(loaded["ctc instruct"]) == 2
+    assert loaded["recognized align"] == loaded["recognized instruct"] == [["chunks", "text"]] * 2
 
     for stage, listing in listings.items():
         for name in (

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForCTC, WhisperModel
 
 from soundwave.modeling_soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
-from soundwave.modeling_soundwave.loading_soundwave import WeightsError, lora_state_dict
+from soundwave.modeling_soundwave.weights_soundwave import WeightsError, lora_state_dict
 from tests.test_modeling import batch_of, mel
 from tests.tiny_models import AUDIO_ID, tiny_config, tiny_model
 

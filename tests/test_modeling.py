@@ -254,7 +254,7 @@ def test_text_rows_train_beside_silence_and_gradients_reach_what_is_trained():
 def test_reused_audio_embeds_give_the_same_answer():
     model, batch = tiny_model(), batch_of([[3, mel(60, 1), 5], [mel(9, 2), 4]])
     audio = {name: batch[name] for name in model.AUDIO_FEATURES if name in batch}
-    embeds, lengths = model.get_audio_features(**audio)
+    embeds, lengths, _ = model.get_audio_features(**audio)
     text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     torch.testing.assert_close(model(**text, audio_embeds=embeds, audio_lengths=lengths).logits, model(**batch).logits)
 

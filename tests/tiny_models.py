@@ -33,8 +33,13 @@ def tiny_config(**fields) -> SoundwaveConfig:
         bos_token_id=1,
         eos_token_id=2,
     )
-    defaults = {"audio_token_id": AUDIO_ID, "audio_padding": "longest"}
-    return SoundwaveConfig(audio_config=audio, text_config=text, **(defaults | fields))
+    defaults = {
+        "audio_config": audio,
+        "text_config": text,
+        "audio_token_id": AUDIO_ID,
+        "audio_padding": "longest",
+    }
+    return SoundwaveConfig(**(defaults | fields))
 
 
 def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **fields) -> SoundwaveForConditionalGeneration:

@@ -7,7 +7,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from soundwave.modeling_soundwave import SoundwaveConfig
-from soundwave.modeling_soundwave.loading_soundwave import lora_state_dict, saved_name
+from soundwave.modeling_soundwave.weights_soundwave import lora_state_dict, saved_name
 from soundwave.training.stages import ConfigError
 
 

@@ -19,7 +19,7 @@ from trl import SFTConfig
 
 from soundwave.model_card.build_card import build_card, check_name, llama_version
 from soundwave.modeling_soundwave import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveForCTC
-from soundwave.modeling_soundwave.loading_soundwave import find_shards, read_tensors
+from soundwave.modeling_soundwave.weights_soundwave import find_shards, read_tensors
 from soundwave.processing import SoundwaveProcessor
 from soundwave.training.augment import SpecAugment
 from soundwave.training.collator import SoundwaveCollator

@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import PushInProgress
 from trl import SFTConfig, SFTTrainer
 
-from soundwave.modeling_soundwave.loading_soundwave import saved_name
+from soundwave.modeling_soundwave.weights_soundwave import saved_name
 from soundwave.training.augment import SpecAugment
 from soundwave.training.collator import IGNORED, SoundwaveCollator
 from soundwave.training.lora import is_lora
