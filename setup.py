@@ -19,6 +19,7 @@ PACKAGES = {
     "soundwave.eval.metrics": "eval/metrics",
     "soundwave.model_card": "model_card",
     "soundwave.apps": "apps",
+    "soundwave.apps.server": "apps/server",
     "soundwave.assets": "assets",
 }
 
@@ -44,7 +45,19 @@ REQUIRED = [
 EVAL = ["jiwer>=4.0"]
 # espeakng-loader carries espeak-ng (GPL-3.0): a tool of the tiny preset, never imported by the library.
 TINY = [*EVAL, "espeakng-loader>=0.2.4", "matplotlib>=3.9", "soxr>=1.0"]
-DEV = [*TINY, "hypothesis>=6.100", "mypy>=2.0", "pytest>=9.0", "pytest-xdist>=3.6", "ruff==0.17.5", "setuptools>=65"]
+SERVE = ["transformers[serving]>=5.23", "python-multipart>=0.0.20"]
+QUANTIZE = ["torchao>=0.18"]  # int8 weights of the LLM
+DEV = [
+    *TINY,
+    *SERVE,
+    *QUANTIZE,
+    "hypothesis>=6.100",
+    "mypy>=2.0",
+    "pytest>=9.0",
+    "pytest-xdist>=3.6",
+    "ruff==0.17.5",
+    "setuptools>=65",
+]
 
 setup(
     name="soundwave",
@@ -68,7 +81,8 @@ setup(
     extras_require={
         "eval": EVAL,
         "tiny": TINY,
-        "serve": ["transformers[serving]>=5.23", "soxr>=1.0"],
+        "serve": SERVE,
+        "quantize": QUANTIZE,
         "demo": ["gradio>=6.31"],
         "dev": DEV,
     },

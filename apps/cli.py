@@ -4,10 +4,14 @@ Each command is imported when it is chosen, so that `soundwave --help` and a mis
 """
 
 import argparse
+import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 
 import soundwave
 
@@ -21,12 +25,25 @@ DELEGATED = {
         "soundwave.modeling_soundwave.convert_released",
         "convert the published release to this package's format",
     ),
+    "serve": ("soundwave.apps.serve", "answer OpenAI's clients: chat and transcription"),
     "quickstart": ("soundwave.apps.quickstart", "train the whole model small, from nothing, and ask it something"),
 }
+TRANSCRIBE = """Write down what is said in recordings: files, folders (searched for audio), URLs, or data sets (.jsonl,
+.json, .csv or .parquet with a column "audio"; owner/name, owner/name:split or owner/name@revision:split on the Hub).
+On several GPUs: accelerate launch -m soundwave.apps.cli transcribe ... --output FILE.jsonl"""
 # Packages that an installation may lack -> the extra that brings them.
-EXTRAS = {"jiwer": "eval", "soxr": "tiny", "matplotlib": "tiny", "espeakng_loader": "tiny"}
+EXTRAS = {
+    "jiwer": "eval",
+    "soxr": "tiny",
+    "matplotlib": "tiny",
+    "espeakng_loader": "tiny",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "openai": "serve",
+    "python_multipart": "serve",
+}
 # Looked for before a command starts: the quickstart draws its pictures after minutes of training.
-NEEDS = {"evaluate": ("jiwer",), "quickstart": ("jiwer", "soxr", "matplotlib")}
+NEEDS = {"evaluate": ("jiwer",), "quickstart": ("jiwer", "soxr", "matplotlib"), "serve": ("python_multipart",)}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,16 +56,16 @@ def build_parser() -> argparse.ArgumentParser:
     debug.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    transcribe = commands.add_parser("transcribe", parents=[debug], help="write down what is said in recordings")
-    transcribe.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG or MP3, any rate and length")
-    transcribe.add_argument(
-        "--batch-size", type=_positive, default=8, metavar="N", help="recordings per batch (default: 8)"
+    transcribe = commands.add_parser(
+        "transcribe", parents=[debug], help="write down what is said in recordings", description=TRANSCRIBE
     )
+    transcribe.add_argument("sources", nargs="+", metavar="FILE", help="recordings, folders, URLs or data sets")
+    _add_transcribe_options(transcribe)
     _add_model_options(transcribe)
     transcribe.set_defaults(run=_transcribe)
 
     ask = commands.add_parser("ask", parents=[debug], help="ask a question about a recording")
-    ask.add_argument("file", metavar="FILE", help="WAV, FLAC, OGG or MP3, any rate and length")
+    ask.add_argument("file", metavar="FILE", help="path or URL: WAV, FLAC, OGG or MP3, any rate and length")
     ask.add_argument("question", metavar="QUESTION", help="the question or instruction, in quotes")
     _add_model_options(ask)
     ask.set_defaults(run=_ask, max_new_tokens=256)
@@ -59,11 +76,37 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_transcribe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.jsonl", help="a JSON line per recording here; the same command resumes it"
+    )
+    parser.add_argument(
+        "--timestamps", choices=("srt", "vtt", "json", "textgrid"), help="also write a file with times per recording"
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="where those go (default: beside --output, else here)"
+    )
+    parser.add_argument("--ctc-only", action="store_true", help="transcribe with the CTC head; no LLM is loaded")
+    parser.add_argument("--draft", action="store_true", help="the CTC head drafts what the LLM verifies: faster")
+    parser.add_argument("--language", metavar="NAME", help="the language spoken, as a hint")
+    parser.add_argument("--bias", action="extend", nargs="+", metavar="WORD", help="words that are likely to occur")
+    parser.add_argument("--subset", metavar="NAME", help="the subset (configuration) of a data set on the Hub")
+    parser.add_argument(
+        "--batch-size", type=_positive, default=8, metavar="N", help="recordings per batch (default: 8)"
+    )
+
+
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="M", help="folder or Hub id (default: the tiny model that comes with the package)"
     )
     parser.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest answer, in tokens")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="precision (default: bfloat16 on a GPU, float32 on the CPU)",
+    )
 
 
 def _positive(text: str) -> int:
@@ -74,15 +117,16 @@ def _positive(text: str) -> int:
 
 
 def _transcribe(arguments: argparse.Namespace) -> int:
-    from soundwave.apps.transcribe import transcribe_files
+    from soundwave.apps.transcribe import Transcription, transcribe
 
-    return transcribe_files(arguments.files, arguments.model, arguments.batch_size, arguments.max_new_tokens)
+    return transcribe(Transcription(**{field.name: getattr(arguments, field.name) for field in fields(Transcription)}))
 
 
 def _ask(arguments: argparse.Namespace) -> int:
-    from soundwave.apps.transcribe import ask_file
+    from soundwave.apps.ask import ask
 
-    return ask_file(arguments.file, arguments.question, arguments.model, arguments.max_new_tokens)
+    names = ("file", "question", "model", "max_new_tokens", "device", "dtype")
+    return ask(**{name: getattr(arguments, name) for name in names})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,8 +151,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("soundwave: interrupted", file=sys.stderr)
         return 130
-    # ImportError: an optional extra that a command needs; the message names it.
-    except (ValueError, OSError, ImportError) as error:
+    except Exception as error:  # whatever a library raises, a user sees one line
+        if isinstance(error, BrokenPipeError) and _nobody_reads_on():
+            return 141  # as a program that the signal ends
         if arguments.debug:
             traceback.print_exc()
         else:
@@ -117,11 +162,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _nobody_reads_on() -> bool:
+    """Whether stdout is a pipe whose reader left, as `| head` does; what is still to be written then leads nowhere."""
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)
+    closed = bool(watch.poll(0))
+    if closed:  # Python flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
+
+
 def _message(error: Exception) -> str:
     missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if missing in EXTRAS:
         return f'{missing.replace("_", "-")} is not installed: pip install "soundwave[{EXTRAS[missing]}]"'
-    return str(error)
+    # The first kinds are written for users; others, CUDA's or safetensors', mean more with theirs.
+    if isinstance(error, ValueError | OSError | ImportError):
+        return str(error)
+    return f"{type(error).__name__}: {error} (--debug shows where)"
 
 
 if __name__ == "__main__":

@@ -1,117 +1,191 @@
-"""Recordings to text: `soundwave transcribe FILE...` and `soundwave ask FILE "question"`."""
+"""Recordings to text: `soundwave transcribe FILES|FOLDER|DATASET...`."""
 
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import numpy as np
 import torch
-from transformers.utils import logging
+from tqdm.auto import tqdm
 
-from soundwave import SoundwaveForConditionalGeneration, SoundwaveProcessor
-from soundwave.assets import TINY
-from soundwave.processing import SAMPLING_RATE
+from soundwave.apps.inputs import Job, find_jobs, longest_first, with_duration
+from soundwave.apps.loading import load_model, load_processor, resolve_device, resolve_model, revision_of
+from soundwave.apps.output import Key, TranscriptLog, claim, merge, part_of, resume, values_of, write_timed
+from soundwave.apps.processes import Processes
+from soundwave.apps.transcriber import Transcriber, Unreadable, read_ahead, say
 
-# Bound on a transcript: fast speech has about 5 words a second, and a small vocabulary several tokens a word.
-TOKENS_PER_SECOND = 20
-
-
-def load(model: str | None) -> tuple[SoundwaveForConditionalGeneration, SoundwaveProcessor]:
-    """Return a model in fp32 on the CPU, and its processor.
-
-    Args:
-        model: folder or Hub id; `None` = the tiny model that comes with the package.
-    """
-    source = model or str(TINY)
-    if not Path(source).is_dir() and (Path(source).is_absolute() or source.startswith(".") or source.count("/") > 1):
-        raise ValueError(f"there is no model folder {source}; give a folder, or a Hub id of the form owner/name")
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    processor = SoundwaveProcessor.from_pretrained(source)
-    return SoundwaveForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval(), processor
+# Without an output file lines are printed in the order of the inputs: so many batches are sorted by length together.
+SORTED_BATCHES = 16
 
 
-def transcribe_files(files: Sequence[str], model: str | None, batch_size: int, max_new_tokens: int | None) -> int:
-    """Print what is said in each file, in order; after the file's name and a tab if there are several.
+@dataclass(frozen=True)
+class Transcription:
+    """What to transcribe, how, and where to; the options of the command."""
 
-    A file that cannot be read costs one line on stderr, and the others are transcribed all the same.
+    sources: Sequence[str]
+    model: str | None = None
+    subset: str | None = None
+    output: Path | None = None
+    timestamps: str | None = None
+    output_dir: Path | None = None
+    ctc_only: bool = False
+    draft: bool = False
+    language: str | None = None
+    bias: Sequence[str] | None = None
+    max_new_tokens: int | None = None
+    batch_size: int = 8
+    device: str | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse options that would change nothing."""
+        for_llm = ("draft", "language", "bias", "max_new_tokens")
+        if self.ctc_only and (given := [f"--{name.replace('_', '-')}" for name in for_llm if getattr(self, name)]):
+            raise ValueError(f"--ctc-only loads no LLM, which {', '.join(given)} would steer; leave one of them out")
+        if self.output_dir is not None and self.timestamps is None:
+            raise ValueError("--output-dir is for the files of --timestamps; give both")
+
+
+def transcribe(options: Transcription) -> int:
+    """Write down what is said in every recording: lines on stdout, or one JSON line each in a file.
+
+    A recording that cannot be read costs one line on stderr, and the others are transcribed all the same.
 
     Returns:
-        The exit code: 1 if a file could not be read, else 0.
+        The exit code: 1 if a recording failed, else 0.
+
+    Raises:
+        ValueError: there is nothing to transcribe, or options exclude each other.
     """
-    loaded, processor = load(model)
-    failed = False
-    for names, waveforms, errors in _batches(files, processor, batch_size):
-        for error in errors:
-            failed = True
-            print(f"soundwave transcribe: {error}", file=sys.stderr)
-        if not waveforms:
-            continue
-        longest_s = max(map(len, waveforms)) / SAMPLING_RATE
-        inputs = processor(audio=waveforms, sampling_rate=SAMPLING_RATE)
-        limit = max_new_tokens or 64 + int(TOKENS_PER_SECOND * longest_s)
-        for name, text in zip(names, _answers(loaded, processor, inputs, limit, names), strict=True):
-            line = " ".join(text.split())
-            print(f"{name}\t{line}" if len(files) > 1 else line, flush=True)
-    return int(failed)
+    source = resolve_model(options.model)
+    device, dtype = resolve_device(options.device, options.dtype)
+    processes = Processes(device)
+    if processes.count > 1 and options.output is None:
+        raise ValueError("several processes cannot share stdout; give --output FILE.jsonl")
+    writes = options.output is not None and processes.rank == 0
+    with claim(options.output) if writes else nullcontext() as claimed:
+        return _transcribe(options, source, dtype, processes, claimed)
 
 
-def ask_file(file: str, question: str, model: str | None, max_new_tokens: int) -> int:
-    """Print the answer to a question about a file; a file that cannot be read is an error that names it."""
-    loaded, processor = load(model)
-    waveform = _read(file, processor)
-    content = [{"type": "audio", "audio": waveform}, {"type": "text", "text": question}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}], sampling_rate=SAMPLING_RATE, add_generation_prompt=True
-    )
-    print(_answers(loaded, processor, inputs, max_new_tokens, [file])[0])
-    return 0
-
-
-def _read(file: str, processor: SoundwaveProcessor) -> np.ndarray:
-    """Return (n,) samples of a file; every way of failing becomes a ValueError that names the file."""
+def _transcribe(
+    options: Transcription, source: str, dtype: torch.dtype, processes: Processes, claimed: IO[str] | None
+) -> int:
+    jobs, errors, finished = processes.share(lambda: _plan(options, source, dtype, claimed))
+    wanted = {job.key for job in jobs} | {("file", name) for name in errors} | finished
+    run = _Run(options, processes, [job.name for job in jobs])
     try:
-        waveform = processor.load_audio(file)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(reason if file in reason else f"{file}: {reason}") from error
-    if not len(waveform):
-        raise ValueError(f"{file}: the recording is empty (0 samples)")
-    return waveform
+        if processes.rank == 0:
+            for name, message in errors.items():
+                run.report(Job(name, name, ""), message)
+        if jobs:
+            if processes.rank == 0:
+                say(f"{len(jobs)} to transcribe, on {processes.device} in {_name_of(dtype)}")
+            processor = load_processor(source, options.sources)
+            model = load_model(source, processes.device, dtype, llm=not options.ctc_only)
+            run.all(jobs[processes.rank :: processes.count], processor, Transcriber(model, processor, options))
+    finally:
+        run.close()
+    processes.wait()
+    failed: set[Key] = set()
+    if processes.rank == 0:
+        failed = wanted - (run.finished if options.output is None else merge(options.output))
+        if options.output is not None:
+            say(f"{len(wanted) - len(failed)} of {len(wanted)} recordings are in {options.output}")
+    processes.leave()
+    return int(bool(failed))
 
 
-def _batches(
-    files: Sequence[str], processor: SoundwaveProcessor, batch_size: int
-) -> Iterator[tuple[list[str], list[np.ndarray], list[ValueError]]]:
-    """Yield (names, waveforms, errors) of `batch_size` files at a time: memory does not grow with their number."""
-    for start in range(0, len(files), batch_size):
-        names: list[str] = []
-        waveforms: list[np.ndarray] = []
-        errors: list[ValueError] = []
-        for file in files[start : start + batch_size]:
-            try:
-                waveforms.append(_read(file, processor))
-                names.append(file)
-            except ValueError as error:
-                errors.append(error)
-        yield names, waveforms, errors
+def _plan(
+    options: Transcription, source: str, dtype: torch.dtype, claimed: IO[str] | None
+) -> tuple[list[Job], dict[str, str], set[Key]]:
+    """The jobs that are left, what is wrong with sources, and which of the recordings are done."""
+    jobs, errors = find_jobs(options.sources, options.subset)
+    if not jobs:
+        raise ValueError("; ".join(errors.values()) or "the sources hold no recordings")
+    if options.output is None or claimed is None:
+        return jobs, errors, set()
+    settings = {
+        "model": source,
+        "revision": revision_of(source),
+        "dtype": _name_of(dtype),
+        "ctc_only": options.ctc_only,
+        "language": options.language,
+        "bias": options.bias,
+        "max_new_tokens": options.max_new_tokens,
+        "timestamps": options.timestamps,
+        "output_dir": str(options.output_dir) if options.output_dir else None,
+    }
+    keys = {job.key for job in jobs}
+    done = resume(options.output, claimed, settings, keys | {("file", name) for name in errors})
+    left = [job for job in jobs if job.key not in done]
+    timed = tqdm(map(with_duration, left), "lengths", len(left), leave=False, disable=not sys.stderr.isatty())
+    return longest_first(timed), errors, done & keys
 
 
-@torch.inference_mode()
-def _answers(
-    model: SoundwaveForConditionalGeneration,
-    processor: SoundwaveProcessor,
-    inputs: Any,
-    limit: int,
-    names: Sequence[str],
-) -> list[str]:
-    """Return one answer per row; an answer that the limit cut short is returned, and said on stderr."""
-    prompt_length = inputs["input_ids"].shape[1]
-    ids = model.generate(**inputs, max_new_tokens=limit)[:, prompt_length:]
-    ends = model.generation_config.eos_token_id
-    ended = torch.isin(ids, torch.tensor(ends if isinstance(ends, list) else [ends])).any(dim=1)
-    for name, complete in zip(names, ended.tolist(), strict=True):
-        if not complete:
-            print(f"soundwave: {name}: cut after {limit} tokens; --max-new-tokens sets the limit", file=sys.stderr)
-    return [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).partition(".")[2]
+
+
+class _Run:
+    """What becomes of the results: lines on stdout or in files; and which recordings are finished."""
+
+    def __init__(self, options: Transcription, processes: Processes, names: list[str]):
+        self.finished: set[Key] = set()
+        self._options = options
+        self._named = names != list(options.sources) or len(names) > 1
+        self._log = None
+        if options.output is not None:
+            self._log = TranscriptLog(part_of(options.output, processes.rank, processes.count))
+        self._folder = options.output_dir or (options.output.parent if options.output else Path())
+        self._quiet = processes.rank > 0 or not sys.stderr.isatty()
+
+    def all(self, jobs: list[Job], processor: Any, transcriber: Transcriber) -> None:
+        """Transcribe the jobs, and write each batch before the next one starts."""
+        order = deque(job.key for job in jobs)
+        lines: dict[Key, str | None] = {}  # not yet printed
+        bar = tqdm(total=len(jobs), unit="recording", disable=self._quiet)
+        for batch, sources in read_ahead(self._batches(jobs), processor):
+            results = iter(transcriber([source for source in sources if not isinstance(source, Unreadable)]))
+            for job, source in zip(batch, sources, strict=True):
+                lines[job.key] = self.report(job, source if isinstance(source, Unreadable) else next(results))
+            if self._log is not None:
+                lines.clear()
+            while order and order[0] in lines:
+                if (line := lines.pop(order.popleft())) is not None:
+                    with tqdm.external_write_mode(file=sys.stdout):
+                        print(line, flush=True)
+            bar.update(len(batch))
+        bar.close()
+
+    def report(self, job: Job, result: Any) -> str | None:
+        """Write the result of a job where it belongs; the line for stdout, if there is one."""
+        if isinstance(result, str):
+            message = " ".join(result.split())
+            say(message if job.name in message else f"{job.name}: {message}")
+            if self._log is not None:
+                self._log.append(job, {"error": message})
+            return None
+        if result.cut:
+            say(f"{job.name}: cut at the limit on new tokens; --max-new-tokens raises it")
+        if self._options.timestamps is not None:
+            write_timed(self._folder / job.target, result, self._options.timestamps)
+        self.finished.add(job.key)
+        if self._log is not None:  # last: what has a line is done
+            self._log.append(job, values_of(result))
+        text = " ".join(result.text.split())
+        return f"{job.name}\t{text}" if self._named else text
+
+    def close(self) -> None:
+        """Close the output."""
+        if self._log is not None:
+            self._log.close()
+
+    def _batches(self, jobs: list[Job]) -> Iterator[list[Job]]:
+        size = self._options.batch_size
+        sorted_at_once = len(jobs) if self._log is not None else SORTED_BATCHES * size
+        for start in range(0, len(jobs), sorted_at_once):
+            part = longest_first(map(with_duration, jobs[start : start + sorted_at_once]))
+            yield from (part[first : first + size] for first in range(0, len(part), size))

@@ -1,9 +1,13 @@
 """The `soundwave` command: its help, its errors, and transcribe and ask on files of every kind."""
 
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -115,13 +119,15 @@ def test_transcribe_goes_on_after_a_broken_file(model_folder, tmp_path, capsys):
     text.write_text("no recording")
     empty = tmp_path / "empty.wav"
     empty.write_bytes(b"")
+    folder = tmp_path / "folder"
+    folder.mkdir()
     silent = write(tmp_path / "nothing.wav", 0.0)
-    broken = [str(text), str(empty), str(tmp_path / "absent.wav"), str(tmp_path), silent]
+    broken = [str(folder), str(text), str(empty), str(tmp_path / "absent.wav"), silent]
     files = [good[0], *broken, good[1]]
     assert cli.main(["transcribe", *files, "--model", model_folder, "--max-new-tokens", "4"]) == 1
     output = capsys.readouterr()
     assert [line.split("\t")[0] for line in output.out.splitlines()] == good
-    lines = [line for line in output.err.splitlines() if "cut after" not in line]
+    lines = [line for line in output.err.splitlines() if "cut at" not in line and "to transcribe" not in line]
     assert len(lines) == len(broken)
     for line, file in zip(lines, broken, strict=True):
         assert line.startswith("soundwave transcribe: ") and file in line
@@ -129,10 +135,14 @@ def test_transcribe_goes_on_after_a_broken_file(model_folder, tmp_path, capsys):
 
 def test_one_file_prints_its_text_alone_and_says_when_it_was_cut(model_folder, tmp_path, capsys):
     file = write(tmp_path / "a.wav", 0.5)
-    assert cli.main(["transcribe", file, "--model", model_folder, "--max-new-tokens", "1"]) == 0
+    command = ["transcribe", file, "--model", model_folder, "--max-new-tokens", "1", "--device", "cpu"]
+    assert cli.main(command) == 0
     output = capsys.readouterr()
     assert "\t" not in output.out and output.out.count("\n") == 1
-    assert output.err == f"soundwave: {file}: cut after 1 tokens; --max-new-tokens sets the limit\n"
+    assert output.err.splitlines() == [
+        "soundwave transcribe: 1 to transcribe, on cpu in float32",
+        f"soundwave transcribe: {file}: cut at the limit on new tokens; --max-new-tokens raises it",
+    ]
 
 
 def test_batched_answers_are_those_of_single_files(model_folder, tmp_path, capsys):
@@ -154,6 +164,40 @@ def test_ask(model_folder, tmp_path, capsys):
     assert cli.main(["ask", str(tmp_path / "none.wav"), "what is said?", "--model", model_folder]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "none.wav" in error
+
+
+def test_addresses_that_the_user_names(model_folder, tmp_path, capsys):
+    """On this machine too: what a stranger may not have fetched, the user may."""
+    write(tmp_path / "a.wav", 0.5)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        options = ["--model", model_folder, "--max-new-tokens", "3"]
+        assert cli.main(["ask", f"{address}/a.wav", "what is said?", *options]) == 0
+        assert cli.main(["transcribe", f"{address}/a.wav", f"{address}/none.wav", *options]) == 1
+        server.shutdown()
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1].startswith(f"{address}/a.wav\t") and f"{address}/none.wav" in output.err
+
+
+def test_errors_of_the_libraries_take_one_line_too(model_folder, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    (broken / "model.safetensors").write_bytes(b"\xff" * 100)
+    for command in (["transcribe", write(tmp_path / "a.wav", 0.5)], ["ask", write(tmp_path / "a.wav", 0.5), "what?"]):
+        assert cli.main([*command, "--model", str(broken), "--device", "cpu"]) == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if "to transcribe" not in line]
+        assert len(lines) == 1 and "Traceback" not in lines[0] and "--debug shows where" in lines[0]
+
+
+def test_a_model_without_llm(tiny_ctc, processor, tmp_path, capsys):
+    tiny_ctc.save_pretrained(tmp_path / "align")
+    processor.save_pretrained(tmp_path / "align")
+    options = [write(tmp_path / "a.wav", 0.5), "--model", str(tmp_path / "align")]
+    assert cli.main(["transcribe", *options]) == 1
+    assert "without an LLM; it can only `transcribe --ctc-only`" in capsys.readouterr().err
+    assert cli.main(["transcribe", *options, "--ctc-only"]) == 0
 
 
 def test_installed_model_transcribes_recordings(shared_data, capsys):

@@ -1,0 +1,47 @@
+"""Several processes on one list of jobs, one per device, started by accelerate or torchrun."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Processes:
+    """This process among those of a launcher; alone without one.
+
+    Args:
+        device: where a single process runs; several take a GPU each unless this is `"cpu"`.
+    """
+
+    def __init__(self, device: str):
+        self.rank, self.count, self.device = 0, 1, device
+        self._state = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+
+            # The process with the longest recordings may keep the others waiting for hours.
+            self._state = PartialState(cpu=device == "cpu", timeout=timedelta(days=30))
+            self.rank, self.count = self._state.process_index, self._state.num_processes
+            self.device = device if device == "cpu" else str(self._state.device)
+
+    def share(self, make: Callable[[], T]) -> T:
+        """What the first process makes, in all of them."""
+        made: list[Any] = [make() if self.rank == 0 else None]
+        if self._state is not None:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(made)
+        return made[0]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
+
+    def leave(self) -> None:
+        """Until all processes are here, and no longer belong together."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
+            self._state.destroy_process_group()
