@@ -1,21 +1,22 @@
-"""Conversations to token ids, through the chat template of the LLM itself.
+"""Turns to token ids, through the chat template of the LLM itself.
 
-A conversation becomes *turns*, `(role, parts)` with a string per text and `None` per recording: hashable, so that
-equal texts are rendered once. A recording is one audio token. Text of a conversation never becomes a control token:
-what looks like one is cut in two by a marker before rendering, and the text is encoded in pieces afterwards. The
-marker is a code point that Unicode reserves for internal use and that never occurs in exchanged text.
+A recording is one audio token. Text of a conversation never becomes a control token: what looks like one is cut in
+two by a marker before rendering, and the text is encoded in pieces afterwards. The marker is a code point that Unicode
+reserves for internal use and that never occurs in exchanged text.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
-Turn = tuple[str, tuple[str | None, ...]]
+from .messages_soundwave import MessageError, PlaceholderError, TemplateError, Turn
 
-ROLES = ("system", "user", "assistant")
 CUT = "\ufdd0"
+ROLES_NAMED = 20  # in a message
+LONG_TEXT = 2000  # characters; longer conversations are not remembered: 16,384 of them would fill the memory
 # Templates that print today's date get this one: tomorrow's prompts must be those of the training.
 PINNED_DATE = {
     "%d": "26",
@@ -30,86 +31,12 @@ PINNED_DATE = {
 DEFAULT_TEMPLATE_KWARGS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 
 
-class ChatError(ValueError):
-    """A conversation that cannot be written with this template: says what was given, expected and what to do."""
-
-
-def split_conversation(conversation: Sequence[Mapping[str, Any]]) -> tuple[tuple[Turn, ...], list[Any]]:
-    """Separate what is said from what is heard.
-
-    Args:
-        conversation: Messages `{"role", "content"}`; content is a string or a list of `{"type": "text", "text": ...}`
-            and `{"type": "audio", "path" | "url" | "audio": ...}` (with `"sampling_rate"` beside a bare waveform).
-
-    Returns:
-        The turns, and the recordings in order of appearance (`None` where an audio item names none).
-    """
-    turns, recordings = [], []
-    for message in conversation:
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise ChatError(f"A message has the role {role!r}; expected one of {', '.join(ROLES)}.")
-        surplus = sorted(key for key, value in message.items() if key not in ("role", "content") and value)
-        if surplus:
-            raise ChatError(f"A {role} message has the fields {surplus}; only 'role' and 'content' are supported.")
-        parts: list[str | None] = []
-        for item in [{"type": "text", "text": content}] if isinstance(content, str) else content or []:
-            kind = item.get("type")
-            if kind == "audio":
-                recordings.append(_recording_of(item))
-                parts.append(None)
-            elif kind == "text" and isinstance(item.get("text"), str):
-                # Neighbouring texts are one text: together they might spell a control token.
-                if parts and parts[-1] is not None:
-                    parts[-1] += item["text"]
-                else:
-                    parts.append(item["text"])
-            else:
-                raise ChatError(
-                    f"A {role} message holds an item of type {kind!r} with the keys {sorted(item)}; expected "
-                    '{"type": "text", "text": ...} or {"type": "audio", "path" | "url" | "audio": ...}.'
-                )
-        turns.append((role, tuple(parts)))
-    return tuple(turns), recordings
-
-
-def _recording_of(item: Mapping[str, Any]) -> Any:
-    sources = [item[key] for key in ("audio", "path", "url") if item.get(key) is not None]
-    if len(sources) > 1:
-        raise ChatError(f"An audio item has the keys {sorted(item)}; give one of 'path', 'url' and 'audio'.")
-    if sources and item.get("sampling_rate") and not isinstance(sources[0], dict):
-        return {"array": sources[0], "sampling_rate": item["sampling_rate"]}
-    return sources[0] if sources else None
-
-
-def fill_recordings(messages: Sequence[Mapping[str, Any]], recordings: Sequence[Any]) -> list[dict[str, Any]]:
-    """Messages whose audio items without a recording received the given ones in order."""
-    filled, empty = [], 0
-    for message in messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            items = []
-            for item in content:
-                if item.get("type") == "audio" and _recording_of(item) is None:
-                    item = {"type": "audio", "audio": recordings[empty] if empty < len(recordings) else None}
-                    empty += 1
-                items.append(item)
-            content = items
-        filled.append({"role": message["role"], "content": content})
-    if empty != len(recordings):
-        raise ChatError(
-            f"The messages of a row have {empty} audio items without a recording, and its 'audio' holds "
-            f"{len(recordings)}; expected as many of one as of the other."
-        )
-    return filled
-
-
 def template_key(template_kwargs: Mapping[str, Any]) -> str:
     """The template's arguments as a hashable text."""
     try:
         return json.dumps(template_kwargs, sort_keys=True)
-    except TypeError as error:
-        raise ChatError(
+    except (TypeError, ValueError, RecursionError) as error:  # no JSON type; a circle; too deep
+        raise TemplateError(
             f"Chat template arguments {sorted(template_kwargs)} must be plain JSON values: {error}."
         ) from error
 
@@ -126,12 +53,18 @@ def render(
         audio_token: What stands for one recording.
         turns: From `split_conversation`.
         ending: `"prompt"` opens the assistant's turn, `"continue"` leaves the last turn open, `""` closes it.
+
+    Raises:
+        MessageError: No turns, or a text that cannot be encoded.
+        TemplateError: The template refuses the turns.
     """
+    if not turns:
+        raise MessageError("A conversation has no messages before the answer; expected at least one.")
     if not has_system_role(tokenizer, template, key):
         turns = _system_to_user(turns)
     control = control_tokens(tokenizer, len(tokenizer), template, audio_token)
     messages = [
-        {"role": role, "content": "".join(audio_token if part is None else _cut(part, control) for part in parts)}
+        {"role": role, "content": "".join(audio_token if part is None else cut(part, control) for part in parts)}
         for role, parts in turns
     ]
     try:
@@ -143,14 +76,12 @@ def render(
             continue_final_message=ending == "continue",
             **json.loads(key),
         )
-    except Exception as error:
-        # A template's own refusal, known by its home: jinja's error class is not ours to import.
-        if type(error).__module__.partition(".")[0] != "jinja2":
-            raise
-        roles = ", ".join(message["role"] for message in messages) or "none"
-        raise ChatError(
-            f"The chat template refuses a conversation with the roles {roles}: {error}. Write the turns as this LLM "
-            "expects them."
+    except Exception as error:  # a template is a program of its own, and what it gets are plain strings
+        roles = ", ".join(message["role"] for message in messages[:ROLES_NAMED])
+        more = ", ..." if len(messages) > ROLES_NAMED else ""
+        raise TemplateError(
+            f"The chat template refuses a conversation with the roles {roles}{more}: {str(error)[:200]}. Write the "
+            "turns as this LLM expects them."
         ) from error
 
 
@@ -163,8 +94,6 @@ def _with_pinned_date(template: str) -> str:
     return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
 
 
-# Prompts of a task are few and come back in every row; answers come back every epoch.
-@lru_cache(maxsize=16_384)
 def chat_ids(
     tokenizer: Any,
     vocabulary: int,
@@ -178,58 +107,91 @@ def chat_ids(
 
     `vocabulary` is the size of the tokenizer: tokens added later must not meet ids remembered from before.
     """
+    long = sum(len(part or "") for _, parts in turns for part in parts) > LONG_TEXT
+    return (_chat_ids if long else cached_chat_ids)(tokenizer, vocabulary, template, key, audio_token, turns, ending)
+
+
+def _chat_ids(
+    tokenizer: Any, vocabulary: int, template: str, key: str, audio_token: str, turns: tuple[Turn, ...], ending: str
+) -> tuple[int, ...]:
     text = render(tokenizer, template, key, audio_token, turns, ending)
     ids = encode_cut(tokenizer, text)
     given = sum(part is None for _, parts in turns for part in parts)
     found = ids.count(tokenizer.convert_tokens_to_ids(audio_token))
     if given != found:
-        raise ChatError(
+        raise PlaceholderError(
             f"The conversation has {given} recordings, but the chat template wrote {found} placeholders "
             f"{audio_token}; expected one each. Does the template leave a turn out?"
         )
     return tuple(ids)
 
 
+# Prompts of a task are few and come back in every row; answers come back every epoch.
+cached_chat_ids = lru_cache(maxsize=16_384)(_chat_ids)
+
+
 def encode_cut(tokenizer: Any, text: str) -> list[int]:
     """Ids of a rendered text: control tokens are parsed, but nothing joins over a cut."""
     first, *pieces = text.split(CUT)
-    ids = _encode(tokenizer, first)
-    for piece in pieces:
-        ids += _encode_inside(tokenizer, piece)
+    ids = _encode(tokenizer, [first])[0]
+    for piece in _encode_inside(tokenizer, pieces):
+        ids += piece
     return ids
 
 
-def _encode_inside(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a text that is not the beginning: some tokenizers put a space before the first word of what they get."""
-    anchor = _encode(tokenizer, "\n")
-    ids = _encode(tokenizer, "\n" + text)
-    return ids[len(anchor) :] if ids[: len(anchor)] == anchor else _encode(tokenizer, text)
+def _encode_inside(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts that are not the beginning: some tokenizers put a space before the first word of what they get."""
+    unique = list(dict.fromkeys(texts))  # a hostile text has thousands of equal pieces
+    if not unique:
+        return []
+    anchor, *anchored = _encode(tokenizer, ["\n", *("\n" + text for text in unique)])
+    known = {
+        text: ids[len(anchor) :] if ids[: len(anchor)] == anchor else _encode(tokenizer, [text])[0]
+        for text, ids in zip(unique, anchored, strict=True)
+    }
+    return [known[text] for text in texts]
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
 
 
 @lru_cache(maxsize=64)
 def control_tokens(tokenizer: Any, vocabulary: int, template: str, audio_token: str) -> re.Pattern:
-    """Matches what a conversation's text must not write: special tokens, and the added tokens the template uses."""
+    """Matches what a text must not write: special tokens, and added tokens that the template uses or that look so."""
+    listed = getattr(tokenizer, "chat_control_tokens", None) or ()  # for templates that put their tokens together
     tokens = {
-        added.content
-        for added in tokenizer.added_tokens_decoder.values()
-        if added.special or (added.content in template and not added.content.isspace())
+        name
+        for name, special in ((added.content, added.special) for added in tokenizer.added_tokens_decoder.values())
+        # An added token of one letter or of white space is a piece of ordinary text, even where a template has it.
+        if special
+        or name in listed
+        or (name.startswith("<|") and name.endswith("|>"))
+        or (name in template and len(name) > 1 and not name.isspace())
     }
     return re.compile("|".join(map(re.escape, sorted({*tokens, audio_token}, key=len, reverse=True))))
 
 
-def _cut(text: str, control: re.Pattern) -> str:
+def cut(text: str, control: re.Pattern) -> str:
     """Cut every control token after its first character, so that neither tokenizer nor template takes it for one."""
-    text = text.replace(CUT, "")
-    at = 0
-    while match := control.search(text, at):  # from inside the last one: <s> is also in <<s>>
-        at = match.start() + 1
-        if match.end() == at:
-            raise ChatError(f"The text has {match[0]!r}, a control token that cannot be cut; leave it out.")
-        text = f"{text[:at]}{CUT}{text[at:]}"
+    text = check_unicode(text).replace(CUT, "")
+    cuts = [0]
+    while match := control.search(text, cuts[-1]):  # from inside the last one: <s> is also in <<s>>
+        if len(match[0]) == 1:
+            raise MessageError(f"The text has {match[0]!r}, a control token that cannot be cut; leave it out.")
+        cuts.append(match.start() + 1)
+    return CUT.join(text[start:end] for start, end in pairwise((*cuts, len(text))))
+
+
+def check_unicode(text: str) -> str:
+    """The text itself; lone surrogates (half a character, left behind by a faulty decoder) cannot be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise MessageError(
+            f"The text has the lone surrogate {text[error.start]!r} at character {error.start} of {len(text)}; "
+            "expected whole characters. Decode its source as UTF-8."
+        ) from error
     return text
 
 
@@ -257,7 +219,7 @@ def _system_to_user(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
             rest[index] = (role, (*system, *parts))
             return tuple(rest)
     if system:
-        raise ChatError(
+        raise TemplateError(
             "The chat template has no system role, and the conversation has no user turn to put the system prompt "
             "into; add a user turn."
         )
@@ -282,7 +244,7 @@ def answer_ids(tokenizer: Any, prompt: tuple[int, ...], full: tuple[int, ...]) -
     """
     if full[: len(prompt)] != prompt:
         at = next(i for i, pair in enumerate(zip((*full, None), prompt, strict=False)) if pair[0] != pair[1])
-        raise ChatError(
+        raise TemplateError(
             "The prompt is not the beginning of the conversation with its answer: they differ at token "
             f"{at} of {len(prompt)}, after {tokenizer.decode(list(prompt[max(0, at - 8) : at]))!r}. "
             "Answers must not begin with white space; a template that writes more into closed turns than into its "

@@ -33,6 +33,10 @@ class SoundwaveConfig(PreTrainedConfig):
             layout).
         ctc_token_ids: the LLM token ids that the CTC head may emit, ascending; ``None`` = all ``V``.
         ctc_weight: weight of the CTC loss beside the cross-entropy in stage II (0.3).
+        max_audio_positions: most LLM positions that a recording may take; more are merged, the most alike first.
+            ``None`` = no bound.
+        max_transcript_seconds: the longest stretch of speech that the LLM was trained to write down; `transcribe` cuts
+            longer ones at pauses. ``None`` = a whole window.
         audio_padding: ``"max_length"`` encodes full windows, as Whisper was trained; ``"longest"`` only what is there.
         audio_model_id: Hub id of the encoder.
         audio_model_revision: commit of the encoder. Set = its weights are read from there and not saved with ours.
@@ -67,6 +71,8 @@ class SoundwaveConfig(PreTrainedConfig):
     ctc_blank_id: int | None = None
     ctc_token_ids: list | None = None
     ctc_weight: float = 0.3
+    max_audio_positions: int | None = None
+    max_transcript_seconds: float | None = None
     audio_padding: str = "max_length"
     audio_model_id: str | None = None
     audio_model_revision: str | None = None
@@ -100,6 +106,12 @@ class SoundwaveConfig(PreTrainedConfig):
                 )
         if self.ctc_token_ids is not None and sorted(set(self.ctc_token_ids)) != list(self.ctc_token_ids):
             raise ValueError("SoundwaveConfig.ctc_token_ids must be ascending without repeats.")
+        emitted = range(text.vocab_size) if self.ctc_token_ids is None else self.ctc_token_ids
+        if self.ctc_blank_id is not None and self.ctc_blank_id not in emitted:
+            raise ValueError(
+                f"SoundwaveConfig.ctc_blank_id is {self.ctc_blank_id}, which the CTC head cannot emit: expected "
+                + (f"an id below {text.vocab_size}." if self.ctc_token_ids is None else "one of ctc_token_ids.")
+            )
         if self.pad_token_id is None:
             self.pad_token_id = text.pad_token_id
 

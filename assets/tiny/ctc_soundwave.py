@@ -1,4 +1,4 @@
-"""CTC over the LLM's own vocabulary: head, loss without (B, A, V), greedy labels, collapse, seams of windows.
+"""CTC over the LLM's own vocabulary: head, loss without (B, A, V), greedy labels and their probabilities.
 
 Letters: B batch, n windows or recordings, A aligned frames (40 ms), U target tokens, D LLM width, V vocabulary.
 """
@@ -68,6 +68,13 @@ class CTCHead(nn.Module):
         """Frames (..., D) times the trained scale, so that nothing of size V x D is built per step."""
         return frames * self.log_scale.exp() if self.tied else frames
 
+    def forward(self, frames: torch.Tensor, embeddings: torch.Tensor | None = None) -> tuple:
+        """What scores are made of, on one device: scaled frames (..., D), rows (R, D), the blank (D,) or ``None``.
+
+        A call, not attributes: accelerate's hooks (``device_map``) bring weights that lie elsewhere only for a call.
+        """
+        return self.scaled(frames), self.rows(embeddings), self.blank
+
     def _to_rows(self, token_ids: torch.Tensor) -> torch.Tensor:
         """LLM token ids -> row numbers of a restricted vocabulary."""
         if self.token_ids is None:
@@ -85,23 +92,42 @@ class CTCHead(nn.Module):
     @torch.no_grad()
     def labels(self, frames: torch.Tensor, embeddings: torch.Tensor | None = None) -> torch.Tensor:
         """Arg-max token ids (n, A) of frames (n, A, D); the blank is ``config.blank_id``."""
-        best = linear_argmax(self.scaled(frames), self.rows(embeddings), self.blank)
+        return self._to_ids(linear_argmax(*self(frames, embeddings)).to(frames.device))
+
+    @torch.no_grad()
+    def scores(
+        self, frames: torch.Tensor, embeddings: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What `labels` says of frames (n, A, D), and how sure it is.
+
+        Returns:
+            Token ids (n, A), their log-probabilities (n, A) and those of the blank (n, A): fp32, or fp64 where the
+            frames are.
+        """
+        hidden, rows, blank_row = self(frames, embeddings)
+        blank = len(rows) if blank_row is not None else int(self._to_rows(torch.tensor([self.blank_id]))[0])
+        best, best_log_p, blank_log_p = linear_log_probs(hidden, rows, blank_row, blank)
+        ids = self._to_ids(best.to(frames.device))
+        return ids, best_log_p.to(frames.device), blank_log_p.to(frames.device)
+
+    def _to_ids(self, rows: torch.Tensor) -> torch.Tensor:
+        """Row numbers, the blank's last, -> LLM token ids."""
         if self.token_ids is None:
-            return best
+            return rows
         emitted = torch.cat([self.token_ids, self.token_ids.new_tensor([self.blank_id])])
-        return emitted.to(best.device)[best]
+        return emitted.to(rows.device)[rows]
 
     def loss(self, frames, frame_lengths, labels, label_lengths, embeddings=None) -> torch.Tensor:
         """CTC losses (n,) of frames (n, A, D) against LLM token ids (n, U); an impossible target counts as 0."""
         if len(frames) == 0:  # no transcript in the batch: a zero that still reaches every trained tensor
             trained = sum(p.sum() for p in self.parameters() if p.requires_grad)
             return self.scaled(frames).sum(dim=(1, 2)) + 0.0 * trained
-        rows = self.rows(embeddings)
-        blank = len(rows) if self.blank is not None else int(self._to_rows(torch.tensor([self.blank_id]))[0])
+        hidden, rows, blank_row = self(frames, embeddings)
+        blank = len(rows) if blank_row is not None else int(self._to_rows(torch.tensor([self.blank_id]))[0])
         inside = torch.arange(labels.shape[1], device=labels.device) < label_lengths[:, None]
         filler = 0 if self.token_ids is None else int(self.token_ids[0])
         return linear_ctc_loss(
-            self.scaled(frames),
+            hidden,
             rows,
             self._to_rows(labels.masked_fill(~inside, filler)),
             frame_lengths,
@@ -109,7 +135,7 @@ class CTCHead(nn.Module):
             blank=blank,
             reduction="none",
             zero_infinity=True,
-            blank_weight=self.blank,
+            blank_weight=blank_row,
         )
 
 
@@ -123,6 +149,31 @@ def linear_argmax(hidden: torch.Tensor, weight: torch.Tensor, blank_weight: torc
             index = torch.where(chunk @ blank_weight.to(weight.dtype) > score, len(weight), index)
         best.append(index)
     return torch.cat(best).view(hidden.shape[:-1]) if best else flat.new_zeros(hidden.shape[:-1], dtype=torch.long)
+
+
+def linear_log_probs(
+    hidden: torch.Tensor, weight: torch.Tensor, blank_weight: torch.Tensor | None, blank: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`linear_argmax` of (..., D), its log-probability and that of row ``blank``: (...) each, in chunks of frames."""
+    flat = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    best = torch.empty(len(flat), dtype=torch.long, device=flat.device)
+    best_log_p, blank_log_p = (torch.empty(len(flat), dtype=dtype, device=flat.device) for _ in range(2))
+    for start in range(0, len(flat), FRAMES_PER_CHUNK):
+        chunk = slice(start, start + FRAMES_PER_CHUNK)
+        scores = flat[chunk] @ weight.T
+        score, index = scores.max(dim=-1)
+        total = scores.to(dtype).logsumexp(dim=-1)
+        if blank_weight is None:
+            blank_score = scores[:, blank]
+        else:
+            blank_score = flat[chunk] @ blank_weight.to(weight.dtype)
+            index = torch.where(blank_score > score, blank, index)
+            score = torch.maximum(score, blank_score)
+            total = torch.logaddexp(total, blank_score.to(dtype))
+        best[chunk], best_log_p[chunk], blank_log_p[chunk] = index, score - total, blank_score - total
+    shape = hidden.shape[:-1]
+    return best.view(shape), best_log_p.view(shape), blank_log_p.view(shape)
 
 
 class _LinearCTC(torch.autograd.Function):
@@ -289,78 +340,3 @@ def linear_ctc_loss(
     if reduction == "mean":
         return (losses / target_lengths.clamp(min=1)).mean()
     return losses.sum() if reduction == "sum" else losses
-
-
-def collapse_runs(token_ids: torch.Tensor, mask: torch.Tensor, blank: int, keep_blanks: bool) -> torch.Tensor:
-    """Which frames stay: the first of each run of equal labels, without blanks unless kept (§2.3.1).
-
-    A recording whose frames are all blank keeps its blank runs, so that it yields at least one position.
-
-    Args:
-        token_ids: arg-max labels (n, A).
-        mask: valid frames (n, A) bool, valid ones first.
-        blank: label of the blank.
-        keep_blanks: whether a run of blanks keeps its first frame.
-
-    Returns:
-        (n, A) bool.
-    """
-    starts = torch.ones_like(mask)
-    starts[:, 1:] = token_ids[:, 1:] != token_ids[:, :-1]
-    starts &= mask
-    if keep_blanks:
-        return starts
-    spoken = starts & (token_ids != blank)
-    return torch.where(spoken.any(dim=1, keepdim=True), spoken, starts)
-
-
-def seam_windows(
-    token_ids: torch.Tensor, lengths: torch.Tensor, offsets: torch.Tensor, audio_index: torch.Tensor, blank: int
-) -> torch.Tensor:
-    """Which frames of overlapping windows make up the whole recordings.
-
-    Two neighbours of one recording meet in the middle of the longest run that is blank in both; where they share no
-    blank frame, in the middle of the overlap.
-
-    Args:
-        token_ids: arg-max labels per window (n, A).
-        lengths: valid frames per window (n,).
-        offsets: start of each window in its recording, in aligned frames (n,).
-        audio_index: recording of each window (n,), ascending; windows of a recording ascend in time.
-        blank: label of the blank.
-
-    Returns:
-        (n, A) bool: each instant of a recording is kept in exactly one window.
-    """
-    n, A = token_ids.shape
-    frame = torch.arange(A, device=token_ids.device)
-    start, end = torch.zeros_like(lengths), lengths
-    joined = audio_index[1:] == audio_index[:-1]
-    if bool(joined.any()):
-        shift = (offsets[1:] - offsets[:-1])[:, None]  # (n - 1, 1) frames between the two starts
-        inside = (frame >= shift) & (frame < lengths[:-1, None]) & (frame - shift < lengths[1:, None])
-        later = token_ids[1:].gather(1, (frame - shift).clamp(0, A - 1))
-        quiet = inside & (token_ids[:-1] == blank) & (later == blank)
-        # Length of the quiet run that ends at each frame: distance to the last frame that was not quiet.
-        last_loud = torch.where(quiet, -1, frame).cummax(dim=1).values
-        run = torch.where(quiet, frame - last_loud, 0)
-        longest, run_end = run.max(dim=1)
-        middle = torch.where(longest > 0, run_end + 1 - (longest + 1) // 2, (shift[:, 0] + lengths[:-1] + 1) // 2)
-        seam = torch.where(joined, middle, lengths[:-1])
-        end = torch.cat([torch.minimum(seam, lengths[:-1]), lengths[-1:]])
-        start = torch.cat([lengths.new_zeros(1), torch.where(joined, seam - shift[:, 0], 0)])
-    return (frame >= start[:, None]) & (frame < end[:, None])
-
-
-def pack_rows(values: torch.Tensor, keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move the kept entries of each row to its front: (n, A, ...) and (n, A) bool -> (n, K, ...), lengths (n,).
-
-    Entries beyond a row's length are 0. K is the largest length.
-    """
-    lengths = keep.sum(dim=1)
-    longest = int(lengths.max()) if len(keep) else 0
-    order = keep.int().argsort(dim=1, descending=True, stable=True)[:, :longest]
-    shape = order.shape + (1,) * (values.dim() - 2)
-    packed = values.gather(1, order.view(shape).expand(order.shape + values.shape[2:]))
-    inside = torch.arange(longest, device=keep.device) < lengths[:, None]
-    return packed * inside.view(shape).to(packed.dtype), lengths

@@ -1,176 +1,64 @@
-"""Stage repositories: what their weight file holds, and how it becomes one state dict again.
-
-A repository holds the trained tensors, LoRA as ``*.lora_A.weight`` / ``*.lora_B.weight``, and those of the encoder and
-the LLM only when they have no pinned commit on the Hub. Tensors are read through the memory-mapped safetensors files.
-"""
+"""Loading and saving of Soundwave models by the library's own loader, and new models over pretrained components."""
 
 import copy
-import json
 import os
 
 import torch
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_soundwave import SoundwaveConfig
+from .pipeline_soundwave import CUSTOM_PIPELINES
+from .weights_soundwave import (
+    EMBEDDINGS,
+    LLM_PREFIX,
+    WeightsError,
+    embedding_rows,
+    read_encoder,
+    saved_state_dict,
+    stage_state_dict,
+)
 
-SPEECH_PREFIXES = ("audio_tower.", "alignment_adapter.", "ctc_head.", "shrinking_adapter.")
-LLM_PREFIX = "language_model."
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")  # what LLM families call their input embeddings
+SPEECH_MODULES = ("audio_tower", "alignment_adapter", "ctc_head", "shrinking_adapter")
+OUTPUT_LAYERS = ("language_model.lm_head", "language_model.embed_out")  # what LLM families call their output layers
+# What quantization configurations call the modules to leave as they are.
+SKIPPED_BY_QUANTIZERS = ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules")
 HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 
 
-class WeightsError(ValueError):
-    """Weights that do not fit the model: a missing, surplus or unreadable tensor, named in the message."""
-
-
-def find_shards(model_id: str, **hub_arguments) -> list[str]:
-    """Local paths of a repository's safetensors files, downloaded if need be.
-
-    Raises:
-        WeightsError: when there is neither ``model.safetensors`` nor an index of shards.
-    """
-    arguments = {key: value for key, value in hub_arguments.items() if value is not None}
-    optional = {"_raise_exceptions_for_missing_entries": False, **arguments}
-    single = cached_file(model_id, "model.safetensors", **optional)
-    if single is not None:
-        return [single]
-    index = cached_file(model_id, "model.safetensors.index.json", **optional)
-    if index is None:
-        raise WeightsError(
-            f"{model_id} holds neither model.safetensors nor model.safetensors.index.json; "
-            "save it with save_pretrained (safetensors) first."
-        )
-    with open(index, encoding="utf-8") as file:
-        names = sorted(set(json.load(file)["weight_map"].values()))
-    return [cached_file(model_id, name, **arguments) for name in names]
-
-
-def read_tensors(shards: list[str], wanted=None) -> dict[str, torch.Tensor]:
-    """Tensors of some safetensors files by name; ``wanted(name) -> bool`` selects. Unselected ones are not read."""
-    tensors = {}
-    for path in shards:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
-                if wanted is None or wanted(name):
-                    tensors[name] = file.get_tensor(name)
-    return tensors
-
-
-def encoder_state_dict(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Keys of a Whisper checkpoint (whole model or encoder alone) -> ``audio_tower.*``."""
-    for prefix in ("model.encoder.", "encoder."):
-        found = {"audio_tower." + k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if found:
-            return found
-    return {"audio_tower." + key: value for key, value in tensors.items()}
-
-
-def embedding_rows(model_id: str, text_config, token_ids: list[int] | None, **hub_arguments) -> torch.Tensor:
-    """The LLM's input embeddings (V, D), or some of their rows (R, D), without loading the LLM.
-
-    Raises:
-        WeightsError: when no tensor of shape (V, D) is called ``*embed_tokens.weight``, ``wte`` or ``embed_in``.
-    """
-    shape = [text_config.vocab_size, text_config.hidden_size]
-    for path in find_shards(model_id, **hub_arguments):
-        with safe_open(path, framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118
-                if not name.endswith(EMBEDDINGS):
-                    continue
-                rows = file.get_slice(name)
-                if rows.get_shape() == shape:
-                    return rows[:] if token_ids is None else rows[:][torch.tensor(token_ids)]
-    raise WeightsError(f"{model_id} has no input embedding of shape {shape} (V, D); is it a causal language model?")
-
-
-def stage_state_dict(model_id: str, config, merge: bool, with_llm: bool, **hub_arguments) -> dict[str, torch.Tensor]:
-    """Everything a model needs: a stage repository's own tensors, and those of its pinned encoder and LLM.
-
-    Args:
-        model_id: folder or Hub id of the stage repository.
-        config: its `SoundwaveConfig`.
-        merge: whether LoRA is added to the LLM's matrices (in fp32).
-        with_llm: whether the model has an LLM; without, only its embedding rows are read.
-        **hub_arguments: of the stage repository (revision, token, ...).
-    """
-    tensors = read_tensors(find_shards(model_id, **hub_arguments))
-    shared = {key: hub_arguments.get(key) for key in ("cache_dir", "token", "local_files_only")}
-    if config.audio_model_revision is not None:
-        shards = find_shards(config.audio_model_id, revision=config.audio_model_revision, **shared)
-        tensors |= encoder_state_dict(
-            read_tensors(shards, lambda name: "decoder" not in name and "proj_out" not in name)
-        )
-    if config.text_model_revision is not None:
-        pinned = {"revision": config.text_model_revision, **shared}
-        if with_llm:
-            llm = read_tensors(find_shards(config.text_model_id, **pinned))
-            tensors |= {LLM_PREFIX + key: value for key, value in llm.items()}
-        elif config.ctc_head == "tied":
-            rows = embedding_rows(config.text_model_id, config.text_config, config.ctc_token_ids, **pinned)
-            tensors["ctc_head.weight"] = rows
-    if config.lora is not None:
-        lora = pop_lora(tensors)
-        if merge and with_llm:
-            merge_lora(tensors, lora, config.lora)
-    return tensors
-
-
-def pop_lora(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Take the LoRA tensors out of a state dict."""
-    return {key: tensors.pop(key) for key in list(tensors) if ".lora_A." in key or ".lora_B." in key}
-
-
-def merge_lora(tensors: dict[str, torch.Tensor], lora: dict[str, torch.Tensor], fields: dict) -> None:
-    """Add ``alpha / r * B A`` to the matrices of a state dict, in fp32 (Hu et al. 2022).
-
-    Raises:
-        WeightsError: for a LoRA pair without its other half or without its matrix.
-    """
-    scale = fields["alpha"] / fields["r"]
-    for key, down in lora.items():
-        if ".lora_A." not in key:
-            continue
-        up, target = lora.get(key.replace(".lora_A.", ".lora_B.")), key.replace(".lora_A.", ".")
-        if up is None or target not in tensors:
-            raise WeightsError(f"LoRA tensor {key} has no {'lora_B half' if up is None else 'matrix ' + target}.")
-        matrix = tensors[target]
-        tensors[target] = matrix.float() + scale * (up.float() @ down.float())  # the loader rounds it, once
-
-
-def lora_state_dict(model_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
-    """The LoRA tensors of a stage repository, ``language_model...lora_A.weight`` (r, in) and ``lora_B`` (out, r)."""
-    return read_tensors(find_shards(model_id, **hub_arguments), lambda name: ".lora_A." in name or ".lora_B." in name)
-
-
-def saved_name(name: str) -> str:
-    """Parameter name of a model with injected LoRA -> name in the file."""
-    return name.replace(".base_layer.", ".").replace(".default.weight", ".weight")
-
-
-def saved_state_dict(config, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a stage repository holds of a model's state dict: all but the parts pinned to a Hub commit."""
-
-    def pinned(name: str) -> bool:
-        if name.startswith("audio_tower."):
-            return config.audio_model_revision is not None
-        if name.startswith(LLM_PREFIX):
-            return config.text_model_revision is not None and ".lora_" not in name
-        # The rows of a tied head without its LLM are read from the LLM's own shards.
-        return name == "ctc_head.weight" and config.ctc_head == "tied" and config.text_model_revision is not None
-
-    return {saved_name(name): tensor for name, tensor in state_dict.items() if not pinned(name)}
-
-
-def pin_component(config: SoundwaveConfig, kind: str, model_id: str) -> None:
-    """Remember where a component comes from: Hub id and commit. A local folder has neither (no path gets saved)."""
-    local = os.path.isdir(model_id)
-    setattr(config, f"{kind}_model_id", None if local else model_id)
+def resolve_commit(model_id: str, revision: str | None = None) -> str | None:
+    """The commit of a Hub repository that ``revision`` means now; ``None`` for a local folder, which has none."""
+    if os.path.isdir(model_id):
+        return None
     # Configurations do not say which commit they are of; the folder that the cache keeps them in does.
-    commit = None if local else extract_commit_hash(cached_file(model_id, "config.json"), None)
+    return extract_commit_hash(cached_file(model_id, "config.json", revision=revision), None)
+
+
+def pin_component(config: SoundwaveConfig, kind: str, model_id: str, commit: str | None) -> None:
+    """Remember where a component comes from: Hub id and commit. A local folder has neither (no path gets saved)."""
+    setattr(config, f"{kind}_model_id", None if commit is None else model_id)
     setattr(config, f"{kind}_model_revision", commit)
+
+
+def quantize_llm_only(quantization_config):
+    """A copy of a quantization configuration that leaves the speech side, and the LLM's output layer, as they are.
+
+    Modules that it names itself stay as they are too.
+
+    Raises:
+        WeightsError: for a configuration without a list of such modules.
+    """
+    field = next((name for name in SKIPPED_BY_QUANTIZERS if hasattr(quantization_config, name)), None)
+    if field is None:
+        raise WeightsError(
+            f"{type(quantization_config).__name__} has no list of modules to leave as they are (one of "
+            f"{', '.join(SKIPPED_BY_QUANTIZERS)}), and only the LLM is to be quantized; use TorchAoConfig."
+        )
+    changed = copy.deepcopy(quantization_config)
+    named = getattr(changed, field)
+    setattr(changed, field, [*SPEECH_MODULES, *(OUTPUT_LAYERS if named is None else named)])
+    return changed
 
 
 class SoundwaveLoadingMixin:
@@ -187,10 +75,11 @@ class SoundwaveLoadingMixin:
             *model_args: as in the library.
             config: a `SoundwaveConfig` in place of the saved one.
             merge_lora: add the saved LoRA to the LLM's matrices; ``False`` leaves it out: a trainer injects it.
-            **kwargs: as in the library (``dtype``, ``device_map``, ``quantization_config``, ``revision``, ...).
+            **kwargs: as in the library (``dtype``, ``device_map``, ``revision``, ...). ``quantization_config`` changes
+                the LLM only, without its output layer.
 
         Raises:
-            WeightsError: when a tensor is missing or unexpected, naming it.
+            WeightsError: when a tensor is missing or unexpected, naming it, or there is no LLM to quantize.
         """
         if pretrained_model_name_or_path is None or "state_dict" in kwargs:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
@@ -207,16 +96,19 @@ class SoundwaveLoadingMixin:
                 f"{path} is a stage I repository: it has no LLM. Load it with AutoModelForCTC or SoundwaveForCTC, or "
                 "start stage II from it with SoundwaveForConditionalGeneration.from_ctc."
             )
-        tensors = stage_state_dict(path, config, merge_lora, cls._holds_llm, **hub_arguments)
-        if config.lora is not None:
-            if merge_lora:
-                config.text_model_revision = None  # the LLM differs from its commit now: it would be saved whole
-            config.lora = None
-        if not cls._holds_llm:
-            tensors = cls._without_llm(config, tensors)
+        if kwargs.get("quantization_config") is not None:
+            if not cls._holds_llm:
+                raise WeightsError(f"{cls.__name__} has no LLM to quantize; leave out quantization_config.")
+            kwargs["quantization_config"] = quantize_llm_only(kwargs["quantization_config"])
+        source, weights = cls._find_weights(path, config, merge_lora, hub_arguments)
+        if merge_lora and config.lora is not None:
+            config.text_model_revision = None  # the LLM differs from its commit now: it would be saved whole
+        if "quantization_config" in kwargs:  # the library saves a quantized model whole
+            config.audio_model_revision = config.text_model_revision = None
+        config.lora = None
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(
-            None, *model_args, config=config, state_dict=tensors, output_loading_info=True, **kwargs
+            source, *model_args, config=config, output_loading_info=True, **weights, **kwargs
         )
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if wrong := info[kind]:
@@ -227,7 +119,18 @@ class SoundwaveLoadingMixin:
         ):
             model.generation_config = GenerationConfig.from_pretrained(path, **hub_arguments)
         model.config._name_or_path = model.name_or_path = path
+        model.freeze()  # the library's loader lets everything learn
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _find_weights(cls, path: str, config, merge_lora: bool, hub_arguments: dict) -> tuple[str | None, dict]:
+        """What the library's loader is given: (source, arguments). Usually no source, but a state dict."""
+        if getattr(config, "quantization_config", None) is not None:
+            if cls._holds_llm:  # its own loader reads what its quantizer wrote, which is whole
+                return path, hub_arguments
+            del config.quantization_config  # the speech side is not quantized
+        tensors = stage_state_dict(path, config, merge_lora, cls._holds_llm, **hub_arguments)
+        return None, {"state_dict": tensors if cls._holds_llm else cls._without_llm(config, tensors)}
 
     @classmethod
     def _without_llm(cls, config, tensors):
@@ -249,6 +152,7 @@ class SoundwaveLoadingMixin:
         self.config.auto_map |= {name: f"{module}.{type(self).__name__}" for name in self._AUTO_CLASSES}
         if self._holds_llm:
             self.config.auto_map["AutoModelForCTC"] = "speech_soundwave.SoundwaveForCTC"
+        self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)  # the library puts classes into a loaded one
         for config in (self.config.audio_config, self.config.text_config):
             config._name_or_path = ""  # a folder of this machine, or what audio_model_id and text_model_id say
         tensors = saved_state_dict(self.config, self.state_dict() if state_dict is None else state_dict)
@@ -256,7 +160,14 @@ class SoundwaveLoadingMixin:
 
     @classmethod
     def from_components(
-        cls, audio_model: str, text_model: str, audio_token_id: int | None = None, dtype="auto", **fields
+        cls,
+        audio_model: str,
+        text_model: str,
+        audio_token_id: int | None = None,
+        dtype="auto",
+        audio_revision: str | None = None,
+        text_revision: str | None = None,
+        **fields,
     ):
         """A new model over a pretrained encoder and LLM; adapters (fp32) start as `init_from_embeddings` says.
 
@@ -265,28 +176,35 @@ class SoundwaveLoadingMixin:
             text_model: folder or Hub id of a causal LLM. A model without LLM reads its embedding rows only.
             audio_token_id: the processor's ``audio_token_id``.
             dtype: of encoder and LLM; ``"auto"`` = as they were saved.
+            audio_revision: branch, tag or commit of the encoder's repository; its commit is remembered.
+            text_revision: the same of the LLM's.
             **fields: fields of `SoundwaveConfig`.
         """
-        audio_config, text_config = AutoConfig.from_pretrained(audio_model), AutoConfig.from_pretrained(text_model)
-        config = SoundwaveConfig(
-            audio_config=audio_config, text_config=text_config, audio_token_id=audio_token_id, **fields
+        audio_commit, text_commit = (
+            resolve_commit(audio_model, audio_revision),
+            resolve_commit(text_model, text_revision),
         )
-        pin_component(config, "audio", audio_model)
-        pin_component(config, "text", text_model)
+        text_config = AutoConfig.from_pretrained(text_model, revision=text_commit)
+        config = SoundwaveConfig(
+            audio_config=AutoConfig.from_pretrained(audio_model, revision=audio_commit),
+            text_config=text_config,
+            audio_token_id=audio_token_id,
+            **fields,
+        )
+        pin_component(config, "audio", audio_model, audio_commit)
+        pin_component(config, "text", text_model, text_commit)
         parts = {}
         if cls._holds_llm:
-            parts["language_model"] = AutoModelForCausalLM.from_pretrained(text_model, dtype=dtype)
+            llm = AutoModelForCausalLM.from_pretrained(text_model, revision=text_commit, dtype=dtype)
+            parts["language_model"] = llm
         model = cls(config, **parts)
-        shards = find_shards(audio_model, revision=config.audio_model_revision)
-        encoder = encoder_state_dict(
-            read_tensors(shards, lambda name: "decoder" not in name and "proj_out" not in name)
-        )
+        encoder = read_encoder(audio_model, revision=audio_commit)
         model.audio_tower.load_state_dict({k.removeprefix("audio_tower."): v for k, v in encoder.items()})
         model.audio_tower.to(next(iter(encoder.values())).dtype if dtype == "auto" else dtype)
         if cls._holds_llm:
             model.init_from_embeddings()
         else:
-            rows = embedding_rows(text_model, text_config, config.ctc_token_ids, revision=config.text_model_revision)
+            rows = embedding_rows(text_model, text_config, config.ctc_token_ids, revision=text_commit)
             model.ctc_head.init_from_embeddings(rows)
         return model.eval()
 
@@ -321,8 +239,8 @@ class SoundwaveLoadingMixin:
             raise WeightsError(
                 f"{ctc_model} names no LLM on the Hub; give text_model, the folder stage I was aligned to."
             )
-        pinned = config.text_model_revision if text_model is None else None
-        language_model = AutoModelForCausalLM.from_pretrained(source, revision=pinned, dtype=dtype)
+        commit = config.text_model_revision if text_model is None else resolve_commit(source)
+        language_model = AutoModelForCausalLM.from_pretrained(source, revision=commit, dtype=dtype)
         sizes = [(c.vocab_size, c.hidden_size) for c in (language_model.config, config.text_config)]
         if sizes[0] != sizes[1]:
             raise WeightsError(
@@ -330,7 +248,7 @@ class SoundwaveLoadingMixin:
             )
         config.text_config = language_model.config
         if text_model is not None:
-            pin_component(config, "text", source)
+            pin_component(config, "text", source, commit)
         model = cls(config, audio_tower=aligned.audio_tower, language_model=language_model)
         model.init_from_embeddings()
         model.alignment_adapter.load_state_dict(aligned.alignment_adapter.state_dict())

@@ -17,7 +17,8 @@ from transformers.modeling_outputs import ModelOutput
 
 from .configuration_soundwave import SoundwaveConfig
 from .generation_soundwave import SoundwaveGenerationMixin
-from .speech_soundwave import SoundwaveModel
+from .llm_transcribing_soundwave import SoundwaveLLMTranscribingMixin
+from .speech_soundwave import AudioFeatures, SoundwaveModel
 from .splicing_soundwave import Spliced, splice_audio
 
 
@@ -39,7 +40,7 @@ class SoundwaveOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel):
+class SoundwaveForConditionalGeneration(SoundwaveLLMTranscribingMixin, SoundwaveGenerationMixin, SoundwaveModel):
     """The speech LLM: text and recordings in, text out (stages II and III)."""
 
     _holds_llm = True
@@ -52,7 +53,7 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
         "windows_per_audio",
         "encoder_features",
     )
-    AUDIO_INPUTS = (*AUDIO_FEATURES, "audio_embeds", "audio_lengths")
+    AUDIO_INPUTS = (*AUDIO_FEATURES, "audio_embeds", "audio_lengths", "max_audio_positions")
 
     def __init__(self, config: SoundwaveConfig, audio_tower=None, language_model=None):
         super().__init__(config, audio_tower)
@@ -83,28 +84,43 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
 
     def ctc_rows(self) -> torch.Tensor | None:
         """See `SoundwaveForCTC.ctc_rows`."""
-        return self.get_input_embeddings().weight if self.ctc_head.weight is None else None
+        if self.ctc_head.weight is not None:
+            return None
+        embedding = self.get_input_embeddings()
+        hook = getattr(embedding, "_hf_hook", None)  # accelerate's: offloaded weights are there only for a call
+        if hook is None or not embedding.weight.is_meta:
+            return embedding.weight
+        hook.pre_forward(embedding)
+        rows = embedding.weight
+        hook.post_forward(embedding, None)
+        return rows
 
     def splice(
         self, input_ids, attention_mask, audio_inputs: dict, labels=None, pad_left=None, aligned=None
     ) -> Spliced:
-        """Embed the prompts (B, N) and put every recording's features in its place."""
+        """Embed the prompts (B, N) and put every recording's features in its place.
+
+        ``audio_embeds`` stand for the first recordings of the batch, audio features for the rest: the earlier turns
+        of a chat need not be encoded again.
+        """
         features: dict[str, Any] = {name: audio_inputs.get(name) for name in self.AUDIO_FEATURES}
         embeds, lengths = audio_inputs.get("audio_embeds"), audio_inputs.get("audio_lengths")
         if embeds is not None and lengths is None:
             lengths = torch.full((embeds.shape[0],), embeds.shape[1], device=embeds.device)
         if aligned is None and any(features[name] is not None for name in ("input_features", "encoder_features")):
             aligned = self.align(**features)
+        compression = None
         if aligned is not None:
-            if embeds is not None:
-                raise ValueError("give audio_embeds or audio features, not both.")
-            embeds, lengths = self.shrink(aligned)
+            fresh = self.shrink(aligned, audio_inputs.get("max_audio_positions"))
+            compression = fresh.compression
+            embeds, lengths = fresh[:2] if embeds is None else _stacked(embeds, lengths, fresh)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         audio_id = self.config.audio_token_id
         text_ids = input_ids if audio_id is None else input_ids.masked_fill(input_ids == audio_id, 0)
         text_embeds = self.get_input_embeddings()(text_ids)
-        return splice_audio(input_ids, attention_mask, text_embeds, audio_id, embeds, lengths, labels, pad_left)
+        spliced = splice_audio(input_ids, attention_mask, text_embeds, audio_id, embeds, lengths, labels, pad_left)
+        return spliced._replace(compression=compression)
 
     def forward(
         self,
@@ -117,6 +133,7 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
         encoder_features: torch.Tensor | None = None,
         audio_embeds: torch.Tensor | None = None,
         audio_lengths: torch.Tensor | None = None,
+        max_audio_positions: int | None = None,
         labels: torch.Tensor | None = None,
         ctc_labels: torch.Tensor | None = None,
         ctc_label_lengths: torch.Tensor | None = None,
@@ -133,8 +150,10 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
         """Prompts (B, N) with recordings -> logits (B, L, V), or with ``labels`` (B, N) the losses of stages II, III.
 
         The loss is the cross-entropy of labelled tokens, plus ``config.ctc_weight`` times the CTC loss where
-        ``ctc_labels`` are given (§2.3). With labels only labelled positions reach the LM head. ``num_items_in_batch``,
-        ``num_ctc_tokens``: each loss is a sum over this count of tokens; ``None`` = means over this batch.
+        ``ctc_labels`` are given (§2.3). ``audio_embeds`` (m, K, D) with ``audio_lengths`` (m,) stand for the first m
+        recordings, audio features for the rest. With labels only labelled positions reach the LM head.
+        ``num_items_in_batch``, ``num_ctc_tokens``: each loss is a sum over this count of tokens; ``None`` = means over
+        this batch.
         """
         audio_inputs: dict[str, Any] = {
             "input_features": input_features,
@@ -154,7 +173,11 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
         if inputs_embeds is None and (given or labels is not None or (prompt and self._names_audio(input_ids))):
             if recorded:
                 aligned = self.align(**audio_inputs)
-            shrunk = {"audio_embeds": audio_embeds, "audio_lengths": audio_lengths}
+            shrunk = {
+                "audio_embeds": audio_embeds,
+                "audio_lengths": audio_lengths,
+                "max_audio_positions": max_audio_positions,
+            }
             spliced = self.splice(input_ids, attention_mask, shrunk, labels, aligned=aligned)
             inputs_embeds, attention_mask, position_ids, labels, audio_positions = spliced[:5]
             input_ids = None
@@ -202,9 +225,17 @@ class SoundwaveForConditionalGeneration(SoundwaveGenerationMixin, SoundwaveModel
     def _silent_window(self, like: torch.Tensor) -> torch.Tensor:
         """Zero, by way of every speech module: a rank without recordings must join the others' collectives."""
         bins, T = self.config.audio_config.num_mel_bins, self.config.window_mel_frames
-        features, _ = self.get_audio_features(input_features=like.new_zeros(1, bins, T))
+        embeds = self.get_audio_features(input_features=like.new_zeros(1, bins, T)).embeds
         trained = [p.sum() for p in self.ctc_head.parameters() if p.requires_grad]
-        return 0.0 * (features.sum() + sum(trained))
+        return 0.0 * (embeds.sum() + sum(trained))
+
+
+def _stacked(embeds, lengths, fresh: AudioFeatures) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kept embeddings (m, K, D) and new ones of other K as one (m + n, K, D), with their lengths (m + n,)."""
+    K = max(embeds.shape[1], fresh.embeds.shape[1])
+    kept = embeds.to(fresh.embeds)
+    both = torch.cat([F.pad(part, (0, 0, 0, K - part.shape[1])) for part in (kept, fresh.embeds)])
+    return both, torch.cat([lengths.to(fresh.lengths), fresh.lengths])
 
 
 def _is_prompt(past_key_values) -> bool:

@@ -3,7 +3,7 @@
 Letters: `B` batch, `N` prompt tokens, `M` mel bins, `T` mel frames (10 ms).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,20 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from .audio_soundwave import load_audio, log_mel_windows, recordings_list
+from .audio_soundwave import Window, load_audio, log_mel_windows, recordings_list, stream_windows
 from .chat_soundwave import (
     CUT,
     DEFAULT_TEMPLATE_KWARGS,
-    ChatError,
-    Turn,
-    answer_ids,
     chat_ids,
-    fill_recordings,
+    check_unicode,
+    encode_cut,
     render,
-    split_conversation,
     template_key,
 )
+from .decoding_soundwave import open_audio
+from .limits_soundwave import AudioLimits
+from .messages_soundwave import MessageError, PlaceholderError, brief, named_recordings, split_conversation
+from .prompts_soundwave import SoundwavePromptsMixin
 
 # Appendix C of the paper: the system prompt of all training and decoding.
 SYSTEM_PROMPT = (
@@ -41,7 +42,7 @@ POSITIONS_PER_SECOND = 50  # of the encoder: two mel frames each
 AUDIO_INPUTS = ["input_features", "input_features_mask", "window_offsets", "windows_per_audio"]
 
 
-class SoundwaveProcessor(ProcessorMixin):
+class SoundwaveProcessor(SoundwavePromptsMixin, ProcessorMixin):
     """Recordings and conversations to token ids and windows of log-mel features, and ids back to text.
 
     Args:
@@ -56,6 +57,9 @@ class SoundwaveProcessor(ProcessorMixin):
             longest of the batch. Must be the model's `audio_padding`.
         chat_template_kwargs: Arguments of the chat template, pinned so that prompts stay those of the training.
     """
+
+    #: Bounds of every recording; set it to another `AudioLimits`. Not saved in files.
+    audio_limits = AudioLimits()
 
     def __init__(
         self,
@@ -131,7 +135,15 @@ class SoundwaveProcessor(ProcessorMixin):
 
     def load_audio(self, source: Any, sampling_rate: int | None = None) -> np.ndarray:
         """Any recording as mono float32 at 16 kHz, (n,); see `audio_soundwave.load_audio`."""
-        return load_audio(source, sampling_rate)
+        return load_audio(source, sampling_rate, self.audio_limits)
+
+    def stream_audio(self, source: Any, sampling_rate: int | None = None) -> Iterator[np.ndarray]:
+        """The same in blocks (n,) with bounded memory, for long recordings; see `decoding_soundwave.open_audio`."""
+        return open_audio(source, sampling_rate, self.audio_limits)
+
+    def stream_windows(self, blocks: Iterable[np.ndarray]) -> Iterator[Window]:
+        """The windows of `audio_features` one by one, from the blocks of `stream_audio`."""
+        return stream_windows(blocks, self.feature_extractor, self.audio_padding)
 
     def audio_features(self, waveforms: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
         """Windows of log-mel features of waveforms from `load_audio`.
@@ -141,78 +153,6 @@ class SoundwaveProcessor(ProcessorMixin):
             mel frames, `windows_per_audio` (n_audios,).
         """
         return log_mel_windows(waveforms, self.feature_extractor, self.audio_padding)
-
-    # Text
-
-    def prompt_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Ids up to where the answer begins; a final assistant's message is the answer and left out."""
-        return list(self._ids(self._prompt_turns(messages), "prompt"))
-
-    def prompt_and_answer_ids(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
-        """Ids of the prompt, and of the final assistant's answer with its closing tokens."""
-        turns = self._turns(messages)
-        if not turns or turns[-1][0] != "assistant":
-            raise ChatError(
-                f"The last of {len(turns)} messages is not the assistant's; expected the answer there. "
-                "Use prompt_ids for a conversation without it."
-            )
-        prompt = self._ids(turns[:-1], "prompt")
-        return list(prompt), answer_ids(self.tokenizer, prompt, self._ids(turns))
-
-    def ctc_label_ids(self, text: str) -> list[int]:
-        """Ids of a transcript, the same as the same text has as an answer: they are compared token by token."""
-        if not text.strip():
-            return []
-        question: Turn = ("user", (self.transcription_prompt,))
-        prompt = self._ids((question,), "prompt")
-        empty = answer_ids(self.tokenizer, prompt, self._ids((question, ("assistant", ("",)))))
-        answer = answer_ids(self.tokenizer, prompt, self._ids((question, ("assistant", (text,)))))
-        # What the empty answer has as well the template wrote: perhaps closed thoughts, surely the closing tokens. A
-        # space before the text belongs to the answer.
-        shared, opening, closing = min(len(empty), len(answer)), 0, 1
-        while opening < shared - 1 and empty[opening] == answer[opening]:
-            opening += 1
-        while closing < shared - opening and empty[-closing - 1] == answer[-closing - 1]:
-            closing += 1
-        return answer[opening if self.tokenizer.decode(answer[:opening]).strip() else 0 : -closing]
-
-    def example_messages(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The conversation of a training or evaluation row: audio, then the instruction, then the answer if any.
-
-        A row with `messages` keeps them; audio items that name no recording take those of `audio` in order.
-        """
-        audio = row.get("audio")
-        recordings = list(audio) if isinstance(audio, list | tuple) else [] if audio is None else [audio]
-        if row.get("messages"):
-            return fill_recordings(row["messages"], recordings)
-        content: list[dict[str, Any]] = [{"type": "audio", "audio": recording} for recording in recordings]
-        if row.get("instruction"):
-            content.append({"type": "text", "text": row["instruction"]})
-        messages = [{"role": "user", "content": content}]
-        if row.get("answer") is not None:
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": row["answer"].strip()}]})
-        return messages
-
-    def recordings_of(self, messages: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """The recordings of a conversation in order of appearance, each something `load_audio` takes."""
-        recordings = split_conversation(messages)[1]
-        if any(recording is None for recording in recordings):
-            raise ChatError("An audio item names no recording; expected one of the keys 'path', 'url' and 'audio'.")
-        return recordings
-
-    def _turns(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
-        turns = split_conversation(messages)[0]
-        if self.system_prompt and not any(role == "system" for role, _ in turns):
-            turns = (("system", (self.system_prompt,)), *turns)
-        return turns
-
-    def _prompt_turns(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
-        turns = self._turns(messages)
-        return turns[:-1] if turns and turns[-1][0] == "assistant" else turns
-
-    def _ids(self, turns: tuple[Turn, ...], ending: str = "") -> tuple[int, ...]:
-        key = template_key(self.chat_template_kwargs)
-        return chat_ids(self.tokenizer, len(self.tokenizer), self.chat_template, key, self.audio_token, turns, ending)
 
     # Calls
 
@@ -232,6 +172,7 @@ class SoundwaveProcessor(ProcessorMixin):
         documents: Any = None,
         load_audio_from_video: bool = False,
         padding: Any = True,
+        reuse_audio: int = 0,
         **template_kwargs: Any,
     ) -> BatchFeature | torch.Tensor | str | list[str]:
         """Write one conversation, or a list of them, with the LLM's chat template, and load the recordings in it.
@@ -240,8 +181,8 @@ class SoundwaveProcessor(ProcessorMixin):
             conversation: Messages whose content is a string or a list of `{"type": "text", "text": ...}` and
                 `{"type": "audio", "path" | "url" | "audio": ...}`.
             chat_template: Another template for this call.
-            tokenize: `False` returns the written text instead of tensors: for reading, since control tokens in texts
-                can no longer be told from the template's.
+            tokenize: `False` returns the written text instead of tensors. What looks like a control token in a user's
+                text is cut in it by U+FDD0, which `processor(text=...)` understands; remove it for reading only.
             return_dict: `False` returns `input_ids` alone.
             add_generation_prompt: Open the assistant's turn at the end; `None`: unless the last message is its own.
             continue_final_message: Leave the last message open instead, to be continued.
@@ -254,10 +195,18 @@ class SoundwaveProcessor(ProcessorMixin):
             documents: Not supported.
             load_audio_from_video: Not supported.
             padding: Batches are always padded.
+            reuse_audio: The first so many recordings are given to the model as `audio_embeds`: they are neither opened
+                nor computed, and their items need name no recording. Counted over all conversations of a batch.
             template_kwargs: Arguments of the template, over the pinned ones.
 
         Returns:
             The tensors of `__call__`.
+
+        Raises:
+            MessageError: Malformed messages.
+            PlaceholderError: Fewer recordings than `reuse_audio`, or a template that leaves one out.
+            TemplateError: The template refuses the conversation.
+            AudioError: A recording that cannot be read.
         """
         _refuse(tools=tools, documents=documents, load_audio_from_video=load_audio_from_video)
         _check_tensors(return_tensors)
@@ -267,27 +216,32 @@ class SoundwaveProcessor(ProcessorMixin):
             )
         if continue_final_message and add_generation_prompt:
             raise ValueError("add_generation_prompt and continue_final_message exclude each other; drop one of them.")
-        batched = len(conversation) > 0 and not isinstance(conversation[0], Mapping)
-        conversations = [getattr(chat, "messages", chat) for chat in conversation] if batched else [conversation]
-        if not conversations or not all(conversations):
-            raise ChatError("A conversation has no messages; expected at least one.")
+        conversations, batched = _conversations(conversation)
         template = chat_template or self.chat_template
         key = template_key({**self.chat_template_kwargs, **template_kwargs})
         rows: list[tuple[int, ...]] = []
         texts: list[str] = []
+        recordings: list[Any] = []
         for chat in conversations:
-            opens = chat[-1]["role"] != "assistant" if add_generation_prompt is None else add_generation_prompt
+            turns, heard = split_conversation(chat)
+            recordings += heard
+            opens = turns[-1][0] != "assistant" if add_generation_prompt is None else add_generation_prompt
             ending = "continue" if continue_final_message else "prompt" if opens else ""
-            written = (template, key, self.audio_token, self._turns(chat), ending)
+            written = (template, key, self.audio_token, self._with_system(turns), ending)
             if tokenize:
                 rows.append(chat_ids(self.tokenizer, len(self.tokenizer), *written))
             else:
-                texts.append(render(self.tokenizer, *written).replace(CUT, ""))
+                texts.append(render(self.tokenizer, *written))
         if not tokenize:
             return texts if batched else texts[0]
+        if not isinstance(reuse_audio, int) or reuse_audio not in range(len(recordings) + 1):
+            raise PlaceholderError(
+                f"reuse_audio is {brief(reuse_audio)} for {len(recordings)} recordings; expected a number from 0 to "
+                f"{len(recordings)}: that of the recordings whose audio_embeds the model gets."
+            )
         rate = _sampling_rate(sampling_rate, **(processor_kwargs or {}))
-        recordings = [recording for chat in conversations for recording in self.recordings_of(chat)]
-        batch = self._batch(rows, [load_audio(recording, rate) for recording in recordings])
+        waveforms = [self.load_audio(recording, rate) for recording in named_recordings(recordings[reuse_audio:])]
+        batch = self._batch(rows, waveforms, reuse_audio)
         return batch if return_dict else batch["input_ids"]
 
     def __call__(
@@ -300,9 +254,13 @@ class SoundwaveProcessor(ProcessorMixin):
         images: Any = None,
         videos: Any = None,
         padding: Any = True,
+        language: str | None = None,
+        bias: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Recordings and *trusted* text to the model's inputs; special tokens in the text count.
+        """Recordings and *trusted* text to the model's inputs.
+
+        Special tokens and placeholders in `text` count as such: text of a user belongs into `apply_chat_template`.
 
         Args:
             audio: One recording or a list of them, each as `load_audio` takes it. Without `text`, each gets the
@@ -314,36 +272,46 @@ class SoundwaveProcessor(ProcessorMixin):
             images: Not supported.
             videos: Not supported.
             padding: Batches are always padded, on the left.
+            language: Hint for the transcription prompt, see `transcription_messages`; only without `text`.
+            bias: Likely words for it, likewise.
             kwargs: None is supported; named in the error.
 
         Returns:
             `input_ids`, `attention_mask` (B, N); with audio also `input_features` (n_windows, M, T),
             `input_features_mask` (n_windows, T), `window_offsets` (n_windows,) and `windows_per_audio` (n_audios,).
+
+        Raises:
+            AudioError: A recording that cannot be read.
+            PlaceholderError: Placeholders and recordings that differ in number.
+            MessageError: A text that is none.
+            HintError: A language or a list of words that cannot be used.
         """
         _refuse(images=images, videos=videos, **kwargs)
         _check_tensors(return_tensors)
         rate = _sampling_rate(sampling_rate, audio_kwargs)
-        waveforms = [load_audio(recording, rate) for recording in recordings_list(audio)]
+        waveforms = [self.load_audio(recording, rate) for recording in recordings_list(audio)]
         if text is None:
-            instruction = [{"type": "audio"}, {"type": "text", "text": self.transcription_prompt}]
-            rows = [self._ids(self._turns([{"role": "user", "content": instruction}]), "prompt")] * len(waveforms)
+            rows = [self.transcription_ids(language, bias)] * len(waveforms)
         else:
-            rows = [self._text_ids(one) for one in ([text] if isinstance(text, str) else text)]
+            _refuse(language=language, bias=bias)
+            rows = [self._text_ids(one) for one in ([text] if isinstance(text, str) else _texts(text))]
         return self._batch(rows, waveforms)
 
-    def _text_ids(self, text: str) -> tuple[int, ...]:
+    def _text_ids(self, text: str) -> list[int]:
+        if CUT in check_unicode(text):  # written by apply_chat_template(tokenize=False), and so complete
+            return encode_cut(self.tokenizer, text)
         # A rendered chat template brings its own beginning-of-sequence token; a second one would be added here.
         bos = self.tokenizer.bos_token
         begins = bool(bos) and text.startswith(bos)
-        return tuple(self.tokenizer(text, add_special_tokens=not begins)["input_ids"])
+        return self.tokenizer(text, add_special_tokens=not begins)["input_ids"]
 
-    def _batch(self, rows: Sequence[Sequence[int]], waveforms: Sequence[np.ndarray]) -> BatchFeature:
+    def _batch(self, rows: Sequence[Sequence[int]], waveforms: Sequence[np.ndarray], reused: int = 0) -> BatchFeature:
         """Pad the rows on the left and add the features, after counting placeholders against recordings."""
         if not rows:
             raise ValueError("Neither audio nor text was given; expected at least one of them.")
         placeholders = sum(row.count(self.audio_token_id) for row in rows)
-        if placeholders != len(waveforms):
-            raise ValueError(
+        if placeholders != reused + len(waveforms):
+            raise PlaceholderError(
                 f"The text has {placeholders} audio placeholders {self.audio_token} for {len(waveforms)} recordings; "
                 "expected as many of one as of the other. Add or remove placeholders or recordings."
             )
@@ -367,13 +335,29 @@ def _template_of(tokenizer: Any) -> str:
     return tokenizer.get_chat_template()
 
 
+def _conversations(conversation: Any) -> tuple[list[Any], bool]:
+    """One conversation or a list of them (also the library's `Chat`), and whether it is a list."""
+    batched = isinstance(conversation, Sequence) and bool(conversation) and not isinstance(conversation[0], Mapping)
+    if not batched or isinstance(conversation, str | bytes):
+        return [conversation], False
+    return [getattr(chat, "messages", chat) for chat in conversation], True
+
+
+def _texts(text: Any) -> Sequence[str]:
+    if not isinstance(text, list | tuple) or not all(isinstance(one, str) for one in text):
+        raise MessageError(f"The text is {brief(text)}, of type {type(text).__name__}; expected a string or a list.")
+    return text
+
+
 def _sampling_rate(given: int | None, audio_kwargs: Mapping[str, Any] | None = None, **kwargs: Any) -> int | None:
     """The rate, wherever the caller put it; `padding` may stand beside it and changes nothing."""
     named = {**kwargs, **(audio_kwargs or {})}
     rate = named.pop("sampling_rate", None)
     named.pop("padding", None)
     _refuse(**named)
-    return given or rate
+    if given is not None and rate is not None and given != rate:
+        raise ValueError(f"sampling_rate is given twice, as {given!r} and {rate!r}; give it once.")
+    return rate if given is None else given
 
 
 def _refuse(**arguments: Any) -> None:

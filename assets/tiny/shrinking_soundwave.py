@@ -115,3 +115,45 @@ class ShrinkingAdapter(nn.Module):
         """
         context = {"dropped": mask & ~keep, "kept": keep, "all": mask}[self.context]
         return self.norm(kept + self.cross_attn(kept, frames, context))
+
+
+def merge_similar(features: torch.Tensor, lengths: torch.Tensor, budget: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge neighbouring positions until each row has at most ``budget`` of them.
+
+    The least informative positions are those most like their neighbour (cosine). A merged position is the mean of its
+    members, as loud as they are on average: speech must stay as loud as text.
+
+    Args:
+        features: (n, K, D), 0 beyond a row's length or anything.
+        lengths: valid positions per row (n,).
+        budget: positions that a row may keep, at least 1.
+
+    Returns:
+        (n, min(K, budget), D) and lengths (n,).
+
+    Raises:
+        ValueError: for a budget below 1.
+    """
+    if budget < 1:
+        raise ValueError(f"max_audio_positions is {budget}; expected at least 1, or None for no bound.")
+    n, K, D = features.shape
+    if K <= budget:
+        return features, lengths
+    position = torch.arange(K, device=features.device)
+    inside = position < lengths[:, None]  # (n, K)
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    likeness = F.cosine_similarity(wide[:, 1:], wide[:, :-1], dim=-1).masked_fill(~inside[:, 1:], torch.inf)
+    # The budget's most telling boundaries stay. Stable: equal ones do not depend on the batch.
+    rank = likeness.argsort(dim=1, stable=True).argsort(dim=1)
+    starts = F.pad((rank < budget - 1) & inside[:, 1:], (1, 0))
+    group = starts.long().cumsum(dim=1)  # (n, K) merged position of each one
+
+    share = inside[..., None].to(wide.dtype)
+
+    def gathered(values: torch.Tensor) -> torch.Tensor:  # sums per group: (n, K, X) -> (n, budget, X)
+        sums = values.new_zeros(n, budget, values.shape[-1])
+        return sums.scatter_add(1, group[..., None].expand_as(values), values * share)
+
+    loud = gathered(wide.norm(dim=-1, keepdim=True)) / gathered(torch.ones_like(share)).clamp(min=1)
+    merged = F.normalize(gathered(wide), dim=-1) * loud
+    return merged.to(features.dtype), lengths.clamp(max=budget)

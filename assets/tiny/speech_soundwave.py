@@ -15,13 +15,18 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from .aligning_soundwave import SoundwaveAligningMixin
 from .configuration_soundwave import SoundwaveConfig
-from .ctc_soundwave import CTCHead, collapse_runs, pack_rows, seam_windows
+from .ctc_soundwave import CTCHead
 from .loading_soundwave import SoundwaveLoadingMixin
-from .shrinking_soundwave import AlignmentAdapter, ShrinkingAdapter
+from .seams_soundwave import collapse_runs, pack_rows, seam_windows
+from .shrinking_soundwave import AlignmentAdapter, ShrinkingAdapter, merge_similar
+from .streaming_soundwave import SoundwaveStreamingMixin
+from .transcribing_soundwave import SoundwaveTranscribingMixin
 
 MEL_PER_ENCODER_FRAME = 2  # 10 ms -> 20 ms
 MEL_PER_ALIGNED_FRAME = 4  # 10 ms -> 40 ms
+MEL_FRAMES_PER_PASS = 64 * 3000  # through a frozen encoder at once: 64 of Whisper's windows
 
 
 class AlignedAudio(NamedTuple):
@@ -30,6 +35,14 @@ class AlignedAudio(NamedTuple):
     frames: torch.Tensor  # (n_audios, A, D)
     mask: torch.Tensor  # (n_audios, A) bool, valid frames first
     token_ids: torch.Tensor | None  # (n_audios, A) arg-max of the CTC head
+
+
+class AudioFeatures(NamedTuple):
+    """Recordings as the LLM sees them; a chat may keep them for its next turns (``audio_embeds``)."""
+
+    embeds: torch.Tensor  # (n_audios, K, D)
+    lengths: torch.Tensor  # (n_audios,) valid positions of each
+    compression: torch.Tensor  # (n_audios,) aligned frames (40 ms) per position
 
 
 @dataclass
@@ -79,7 +92,9 @@ class SoundwavePreTrainedModel(SoundwaveLoadingMixin, PreTrainedModel):
         return self
 
 
-class SoundwaveForCTC(SoundwavePreTrainedModel):
+class SoundwaveForCTC(
+    SoundwaveTranscribingMixin, SoundwaveStreamingMixin, SoundwaveAligningMixin, SoundwavePreTrainedModel
+):
     """Encoder, alignment adapter and CTC head: what stage I trains; transcribes without an LLM (§2.2)."""
 
     _holds_llm = False
@@ -92,11 +107,17 @@ class SoundwaveForCTC(SoundwavePreTrainedModel):
                 f"audio_config is a {config.audio_config.model_type!r}; the encoder that Soundwave runs is whisper."
             )
         self.audio_tower = audio_tower or WhisperEncoder._from_config(config.audio_config)
-        self.audio_tower.requires_grad_(False)  # frozen in every stage (Fig. 2); a run may unfreeze it
         self.alignment_adapter = AlignmentAdapter(config)
         self.ctc_head = CTCHead(config, holds_rows=config.ctc_head == "separate" or not self._holds_llm)
+        self.freeze()
         if type(self) is SoundwaveForCTC:
             self.post_init()
+
+    def freeze(self) -> None:
+        """What no stage trains (Fig. 2): the encoder and the rows of a tied CTC head. A run may unfreeze them."""
+        self.audio_tower.requires_grad_(False)
+        if self.ctc_head.tied and self.ctc_head.weight is not None:
+            self.ctc_head.weight.requires_grad_(False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,27 +131,38 @@ class SoundwaveForCTC(SoundwavePreTrainedModel):
     def encode(self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None) -> torch.Tensor:
         """The encoder alone: log-mel (n_windows, M, T) with valid frames (n_windows, T) -> (n_windows, E, D_e).
 
+        A frozen encoder takes a bounded number of frames at once, however many windows there are.
+        """
+        tower = self.audio_tower
+        input_features = input_features.to(tower.conv1.weight.dtype)
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tower.parameters()):
+            return self._encode(input_features, input_features_mask)
+        per_pass = max(1, MEL_FRAMES_PER_PASS // input_features.shape[2])
+        masks = [None] * len(input_features) if input_features_mask is None else input_features_mask.split(per_pass)
+        with torch.no_grad():
+            parts = [self._encode(*part) for part in zip(input_features.split(per_pass), masks, strict=False)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _encode(self, features: torch.Tensor, features_mask: torch.Tensor | None) -> torch.Tensor:
+        """As `encode`, at once.
+
         With ``audio_padding="longest"`` only what is there is encoded: positions are cut to E, padding is masked in
         the attention and zeroed before the second convolution, so that a window does not depend on its neighbours.
         """
-        tower, dtype = self.audio_tower, self.audio_tower.conv1.weight.dtype
-        trained = any(parameter.requires_grad for parameter in tower.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-            if self.config.audio_padding == "max_length":
-                return tower(input_features.to(dtype)).last_hidden_state
-            if input_features_mask is None:
-                input_features_mask = input_features.new_ones(input_features.shape[0], input_features.shape[2])
-            valid = input_features_mask.to(dtype)[:, None]  # (n, 1, T)
-            x = F.gelu(tower.conv1(input_features.to(dtype) * valid)) * valid
-            x = F.gelu(tower.conv2(x)).transpose(1, 2)  # (n, E, D_e)
-            x = x + tower.embed_positions.weight[: x.shape[1]]
-            x = F.dropout(x, p=tower.dropout, training=tower.training)
-            mask = create_bidirectional_mask(
-                config=tower.config, inputs_embeds=x, attention_mask=input_features_mask[:, ::MEL_PER_ENCODER_FRAME]
-            )
-            for layer in tower.layers:
-                x = layer(x, mask)
-            return tower.layer_norm(x)
+        tower = self.audio_tower
+        if self.config.audio_padding == "max_length":
+            return tower(features).last_hidden_state
+        valid = features.new_ones(1, 1, 1) if features_mask is None else features_mask[:, None].to(features.dtype)
+        x = F.gelu(tower.conv1(features * valid))
+        x = x * valid.to(x.device)  # a device map may move it
+        x = F.gelu(tower.conv2(x)).transpose(1, 2)  # (n, E, D_e)
+        x = x + tower.embed_positions(torch.arange(x.shape[1], device=x.device))
+        x = F.dropout(x, p=tower.dropout, training=tower.training)
+        mask = None if features_mask is None else features_mask[:, ::MEL_PER_ENCODER_FRAME]
+        mask = create_bidirectional_mask(config=tower.config, inputs_embeds=x, attention_mask=mask)
+        for layer in tower.layers:
+            x = layer(x, mask)
+        return tower.layer_norm(x)
 
     def align(
         self,
@@ -158,14 +190,18 @@ class SoundwaveForCTC(SoundwavePreTrainedModel):
             mask = torch.ones(n, A, dtype=torch.bool, device=encoder_features.device)
         else:
             mask = input_features_mask[:, ::MEL_PER_ALIGNED_FRAME][:, :A].bool()
+            A = int(mask.sum(dim=1).max())  # what is masked for every window costs nothing from here on
+            mask = mask[:, :A]
         frames = self.alignment_adapter(encoder_features[:, : 2 * A], mask)  # (n_windows, A, D)
+        mask = mask.to(frames.device)  # a device map may move them
         whole = windows_per_audio is None or len(windows_per_audio) == n
         if whole and not greedy:
             return AlignedAudio(frames, mask, None)
-        token_ids = self.ctc_head.labels(frames, self.ctc_rows())
+        token_ids = self._labels(frames, mask)
         if whole:
             return AlignedAudio(frames, mask, token_ids)
 
+        windows_per_audio, window_offsets = windows_per_audio.to(frames.device), window_offsets.to(frames.device)
         audio_index = torch.repeat_interleave(windows_per_audio)  # (n_windows,) recording of each window
         offsets = window_offsets // MEL_PER_ALIGNED_FRAME
         kept = mask & seam_windows(token_ids, mask.sum(dim=1), offsets, audio_index, self.config.blank_id)
@@ -178,6 +214,11 @@ class SoundwaveForCTC(SoundwavePreTrainedModel):
         token_ids = token_ids.new_full(size, self.config.blank_id).index_put((row, column), token_ids[kept])
         mask = torch.arange(size[1], device=row.device) < lengths[:, None]
         return AlignedAudio(joined, mask, token_ids)
+
+    def _labels(self, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Arg-max ids (n, A) of the valid frames, the blank elsewhere: the scores over V are dear on padding too."""
+        valid = self.ctc_head.labels(frames[mask], self.ctc_rows())
+        return torch.full_like(mask, self.config.blank_id, dtype=torch.long).masked_scatter(mask, valid)
 
     def _check_audio(self, input_features, mask, windows_per_audio, window_offsets, encoder_features) -> None:
         features = input_features if encoder_features is None else encoder_features
@@ -194,6 +235,15 @@ class SoundwaveForCTC(SoundwavePreTrainedModel):
                 f"windows have {frames} mel frames, expected a multiple of {MEL_PER_ALIGNED_FRAME} up to {longest}; "
                 "the processor cuts longer recordings into windows."
             )
+        n = features.shape[0]
+        for name, given, shape in (
+            ("input_features_mask", mask, (n, frames)),
+            ("window_offsets", window_offsets, (n,)),
+        ):
+            if given is not None and tuple(given.shape) != shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(given.shape)}, expected {shape}, as the processor returns it."
+                )
         if not self.training and not bool(torch.isfinite(features).all()):
             raise ValueError("audio features hold NaN or infinite values; check the recordings for them.")
         if windows_per_audio is not None:
@@ -262,15 +312,24 @@ class SoundwaveModel(SoundwaveForCTC):
         if type(self) is SoundwaveModel:
             self.post_init()
 
-    def shrink(self, aligned: AlignedAudio) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keep the CTC peaks, let them look back: -> (n_audios, K, D), lengths (n_audios,)."""
+    def shrink(self, aligned: AlignedAudio, max_audio_positions: int | None = None) -> AudioFeatures:
+        """Keep the CTC peaks, let them look back; more than ``max_audio_positions`` of a recording are merged."""
         keep = collapse_runs(aligned.token_ids, aligned.mask, self.config.blank_id, self.config.keep_blanks)
         kept, lengths = pack_rows(aligned.frames, keep)
-        return self.shrinking_adapter(kept, aligned.frames, keep, aligned.mask), lengths
+        embeds = self.shrinking_adapter(kept, aligned.frames, keep, aligned.mask)
+        budget = self.config.max_audio_positions if max_audio_positions is None else max_audio_positions
+        if budget is not None:
+            embeds, lengths = merge_similar(embeds, lengths, budget)
+        return AudioFeatures(embeds, lengths, aligned.mask.sum(dim=1) / lengths)
 
-    def get_audio_features(self, **audio_inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shrunk features (n_audios, K, D) and their lengths (n_audios,), reusable as ``audio_embeds`` in a chat."""
-        return self.shrink(self.align(**audio_inputs))
+    def get_audio_features(self, max_audio_positions: int | None = None, **audio_inputs) -> AudioFeatures:
+        """Shrunk features of recordings, their lengths and compression; reusable as ``audio_embeds`` in a chat.
+
+        Args:
+            max_audio_positions: budget of LLM positions per recording; ``None`` = the configuration's.
+            **audio_inputs: as for `align`.
+        """
+        return self.shrink(self.align(**audio_inputs), max_audio_positions)
 
 
 SoundwaveForCTC.register_for_auto_class("AutoModelForCTC")

@@ -17,6 +17,7 @@ class Spliced(NamedTuple):
     labels: torch.Tensor | None  # (B, L), -100 on recordings, padding and a row's first position
     audio_positions: torch.Tensor | None  # (n_audios,) positions that each recording takes
     source: torch.Tensor  # (B, L) position in input_ids that each one comes from, -1 on padding
+    compression: torch.Tensor | None = None  # (n,) aligned frames per position of newly encoded recordings
 
 
 def check_mask(attention_mask: torch.Tensor) -> None:
@@ -53,10 +54,14 @@ def splice_audio(
             (left when it shows none).
 
     Raises:
-        ValueError: when placeholders and recordings differ in number, or the mask has a hole.
+        ValueError: when placeholders and recordings differ in number, the mask has a hole, or lengths do not fit.
     """
     B, N, D = text_embeds.shape
-    device = text_embeds.device
+    device = text_embeds.device  # a device map may have put it elsewhere than the recordings
+    input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
+    labels, audio_embeds, audio_lengths = (
+        None if given is None else given.to(device) for given in (labels, audio_embeds, audio_lengths)
+    )
     check_mask(attention_mask)
     valid = attention_mask.bool()
     is_audio = valid & (input_ids == audio_token_id) if audio_token_id is not None else torch.zeros_like(valid)
@@ -66,6 +71,13 @@ def splice_audio(
             f"input_ids hold {int(is_audio.sum())} audio tokens (id {audio_token_id}), but {n_audios} recordings were "
             "given; give one placeholder per recording."
         )
+    if audio_embeds is not None and audio_lengths is not None:
+        K = audio_embeds.shape[1]
+        if audio_lengths.shape != (n_audios,) or bool(((audio_lengths < 0) | (audio_lengths > K)).any()):
+            raise ValueError(
+                f"audio_lengths are {audio_lengths.tolist()}, expected {n_audios} numbers of positions up to {K}: "
+                "those of audio_embeds (n_audios, K, D)."
+            )
 
     audio_number = (is_audio.flatten().cumsum(0) - 1).view(B, N).clamp(min=0)  # (B, N) recording of a placeholder
     width = valid.long()  # positions that each token takes

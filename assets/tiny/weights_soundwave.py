@@ -1,0 +1,161 @@
+"""The tensors of stage repositories: what a weight file holds, and how it becomes one state dict again.
+
+A repository holds the trained tensors, LoRA as ``*.lora_A.weight`` / ``*.lora_B.weight``, and those of the encoder and
+the LLM only when they have no pinned commit on the Hub. Tensors are read through the memory-mapped safetensors files.
+"""
+
+import json
+
+import torch
+from safetensors import safe_open
+from transformers.utils import cached_file
+
+LLM_PREFIX = "language_model."
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")  # what LLM families call their input embeddings
+
+
+class WeightsError(ValueError):
+    """Weights that do not fit the model: a missing, surplus or unreadable tensor, named in the message."""
+
+
+def find_shards(model_id: str, **hub_arguments) -> list[str]:
+    """Local paths of a repository's safetensors files, downloaded if need be.
+
+    Raises:
+        WeightsError: when there is neither ``model.safetensors`` nor an index of shards.
+    """
+    arguments = {key: value for key, value in hub_arguments.items() if value is not None}
+    optional = {"_raise_exceptions_for_missing_entries": False, **arguments}
+    single = cached_file(model_id, "model.safetensors", **optional)
+    if single is not None:
+        return [single]
+    index = cached_file(model_id, "model.safetensors.index.json", **optional)
+    if index is None:
+        raise WeightsError(
+            f"{model_id} holds neither model.safetensors nor model.safetensors.index.json; "
+            "save it with save_pretrained (safetensors) first."
+        )
+    with open(index, encoding="utf-8") as file:
+        names = sorted(set(json.load(file)["weight_map"].values()))
+    return [cached_file(model_id, name, **arguments) for name in names]
+
+
+def read_tensors(shards: list[str], wanted=None) -> dict[str, torch.Tensor]:
+    """Tensors of some safetensors files by name; ``wanted(name) -> bool`` selects. Unselected ones are not read."""
+    tensors = {}
+    for path in shards:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
+                if wanted is None or wanted(name):
+                    tensors[name] = file.get_tensor(name)
+    return tensors
+
+
+def read_encoder(model_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
+    """The encoder's tensors of a Whisper checkpoint (whole model or encoder alone) as ``audio_tower.*``.
+
+    Those of the decoder are not read.
+    """
+
+    def of_encoder(name: str) -> bool:
+        return "decoder" not in name and "proj_out" not in name
+
+    tensors = read_tensors(find_shards(model_id, **hub_arguments), of_encoder)
+    for prefix in ("model.encoder.", "encoder."):
+        found = {"audio_tower." + k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if found:
+            return found
+    return {"audio_tower." + key: value for key, value in tensors.items()}
+
+
+def embedding_rows(model_id: str, text_config, token_ids: list[int] | None, **hub_arguments) -> torch.Tensor:
+    """The LLM's input embeddings (V, D), or some of their rows (R, D), without loading the LLM.
+
+    Raises:
+        WeightsError: when no tensor of shape (V, D) is called ``*embed_tokens.weight``, ``wte`` or ``embed_in``.
+    """
+    shape = [text_config.vocab_size, text_config.hidden_size]
+    for path in find_shards(model_id, **hub_arguments):
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118
+                if not name.endswith(EMBEDDINGS):
+                    continue
+                rows = file.get_slice(name)
+                if rows.get_shape() == shape:
+                    return rows[:] if token_ids is None else rows[:][torch.tensor(token_ids)]
+    raise WeightsError(f"{model_id} has no input embedding of shape {shape} (V, D); is it a causal language model?")
+
+
+def stage_state_dict(model_id: str, config, merge: bool, with_llm: bool, **hub_arguments) -> dict[str, torch.Tensor]:
+    """Everything a model needs: a stage repository's own tensors, and those of its pinned encoder and LLM.
+
+    Args:
+        model_id: folder or Hub id of the stage repository.
+        config: its `SoundwaveConfig`.
+        merge: whether LoRA is added to the LLM's matrices (in fp32).
+        with_llm: whether the model has an LLM; without, only its embedding rows are read.
+        **hub_arguments: of the stage repository (revision, token, ...).
+    """
+    tensors = read_tensors(find_shards(model_id, **hub_arguments))
+    shared = {key: hub_arguments.get(key) for key in ("cache_dir", "token", "local_files_only")}
+    if config.audio_model_revision is not None:
+        tensors |= read_encoder(config.audio_model_id, revision=config.audio_model_revision, **shared)
+    if config.text_model_revision is not None:
+        pinned = {"revision": config.text_model_revision, **shared}
+        if with_llm:
+            llm = read_tensors(find_shards(config.text_model_id, **pinned))
+            tensors |= {LLM_PREFIX + key: value for key, value in llm.items()}
+        elif config.ctc_head == "tied":
+            rows = embedding_rows(config.text_model_id, config.text_config, config.ctc_token_ids, **pinned)
+            tensors["ctc_head.weight"] = rows
+    if config.lora is not None:
+        lora = pop_lora(tensors)
+        if merge and with_llm:
+            merge_lora(tensors, lora, config.lora)
+    return tensors
+
+
+def pop_lora(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Take the LoRA tensors out of a state dict."""
+    return {key: tensors.pop(key) for key in list(tensors) if ".lora_A." in key or ".lora_B." in key}
+
+
+def merge_lora(tensors: dict[str, torch.Tensor], lora: dict[str, torch.Tensor], fields: dict) -> None:
+    """Add ``alpha / r * B A`` to the matrices of a state dict, in fp32 (Hu et al. 2022).
+
+    Raises:
+        WeightsError: for a LoRA pair without its other half or without its matrix.
+    """
+    scale = fields["alpha"] / fields["r"]
+    for key, down in lora.items():
+        if ".lora_A." not in key:
+            continue
+        up, target = lora.get(key.replace(".lora_A.", ".lora_B.")), key.replace(".lora_A.", ".")
+        if up is None or target not in tensors:
+            raise WeightsError(f"LoRA tensor {key} has no {'lora_B half' if up is None else 'matrix ' + target}.")
+        matrix = tensors[target]
+        tensors[target] = matrix.float() + scale * (up.float() @ down.float())  # the loader rounds it, once
+
+
+def lora_state_dict(model_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
+    """The LoRA tensors of a stage repository, ``language_model...lora_A.weight`` (r, in) and ``lora_B`` (out, r)."""
+    return read_tensors(find_shards(model_id, **hub_arguments), lambda name: ".lora_A." in name or ".lora_B." in name)
+
+
+def saved_name(name: str) -> str:
+    """Parameter name of a model with injected LoRA -> name in the file."""
+    return name.replace(".base_layer.", ".").replace(".default.weight", ".weight")
+
+
+def saved_state_dict(config, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a stage repository holds of a model's state dict: all but the parts pinned to a Hub commit."""
+
+    def pinned(name: str) -> bool:
+        if name.startswith("audio_tower."):
+            return config.audio_model_revision is not None
+        if name.startswith(LLM_PREFIX):
+            return config.text_model_revision is not None and ".lora_" not in name
+        # The rows of a tied head without its LLM are read from the LLM's own shards.
+        return name == "ctc_head.weight" and config.ctc_head == "tied" and config.text_model_revision is not None
+
+    return {saved_name(name): tensor for name, tensor in state_dict.items() if not pinned(name)}
