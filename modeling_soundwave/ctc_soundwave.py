@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 START_LENGTH = 2.0  # of a scoring row, for frames of length sqrt(D)
+SCORES_AT_ONCE = 2**21  # of an arg-max: 8 MiB in fp32
+FRAMES_PER_ARGMAX, MIN_ROWS = 4096, 512
 FRAMES_PER_CHUNK = 1024  # frames whose V scores exist at once: 0.5 GB in fp32 at V = 128k
 
 
@@ -140,13 +142,21 @@ class CTCHead(nn.Module):
 
 
 def linear_argmax(hidden: torch.Tensor, weight: torch.Tensor, blank_weight: torch.Tensor | None) -> torch.Tensor:
-    """Arg-max over ``hidden @ weight.T`` (``blank_weight`` as row V): (n, A, D) -> (n, A), in chunks of frames."""
+    """Arg-max over ``hidden @ weight.T`` (``blank_weight`` as row V): (..., D) -> (...), a block of scores at a time.
+
+    Blocks of rows, not of frames: scores that stay in a CPU's cache are found faster.
+    """
     flat = hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype)
     best = []
-    for chunk in flat.split(FRAMES_PER_CHUNK):
-        score, index = (chunk @ weight.T).max(dim=-1)
+    for chunk in flat.split(FRAMES_PER_ARGMAX):
+        top, index = chunk.new_full((len(chunk),), -torch.inf), torch.zeros_like(chunk[:, 0], dtype=torch.long)
+        block = max(MIN_ROWS, SCORES_AT_ONCE // max(len(chunk), 1))
+        for start in range(0, len(weight), block):
+            score, row = (chunk @ weight[start : start + block].T).max(dim=-1)
+            better = score > top
+            top, index = torch.where(better, score, top), torch.where(better, start + row, index)
         if blank_weight is not None:
-            index = torch.where(chunk @ blank_weight.to(weight.dtype) > score, len(weight), index)
+            index = torch.where(chunk @ blank_weight.to(weight.dtype) > top, len(weight), index)
         best.append(index)
     return torch.cat(best).view(hidden.shape[:-1]) if best else flat.new_zeros(hidden.shape[:-1], dtype=torch.long)
 

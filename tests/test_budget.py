@@ -83,11 +83,27 @@ def test_earlier_recordings_of_a_chat_are_not_encoded_again():
 def test_windows_beyond_one_pass_of_the_encoder_come_out_the_same(monkeypatch):
     model, batch = tiny_model(), batch_of([[mel(110, 1), mel(3, 2)], [mel(70, 3)]])
     audio = {name: batch[name] for name in model.AUDIO_FEATURES if name in batch}
+    T = batch["input_features"].shape[2]
+    monkeypatch.setattr(speech_soundwave, "SIMILAR", 0.0)
     expected = model.get_audio_features(**audio)
     passes = []
     encode = model._encode
-    monkeypatch.setattr(model, "_encode", lambda *part: passes.append(len(part[0])) or encode(*part))
-    monkeypatch.setattr(speech_soundwave, "MEL_FRAMES_PER_PASS", 2 * batch["input_features"].shape[2])
+    monkeypatch.setattr(model, "_encode", lambda *part: passes.append(part[0].shape) or encode(*part))
+    monkeypatch.setitem(speech_soundwave.MEL_FRAMES_PER_PASS, "cpu", 2 * T)
     features = model.get_audio_features(**audio)
-    assert max(passes) == 2 and sum(passes) == len(batch["input_features"])
+    assert max(shape[0] for shape in passes) == 2 and sum(shape[0] for shape in passes) == len(batch["input_features"])
     torch.testing.assert_close(features.embeds, expected.embeds)
+    monkeypatch.setattr(speech_soundwave, "SIMILAR", 0.75)
+    passes.clear()
+    torch.testing.assert_close(model.get_audio_features(**audio).embeds, expected.embeds)
+    assert min(shape[2] for shape in passes) < T  # short windows are not padded to the longest
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=40))
+def test_every_window_goes_through_the_encoder_once_with_others_of_its_length(lengths):
+    passes = speech_soundwave.encoder_passes(lengths, most=9000)
+    assert sorted(window for windows in passes for window in windows) == list(range(len(lengths)))
+    for windows in passes:
+        longest = lengths[windows[0]]
+        assert len(windows) == 1 or len(windows) * longest <= 9000
+        assert all(0.75 * longest <= lengths[window] <= longest for window in windows)

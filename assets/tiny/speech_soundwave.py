@@ -26,7 +26,25 @@ from .transcribing_soundwave import SoundwaveTranscribingMixin
 
 MEL_PER_ENCODER_FRAME = 2  # 10 ms -> 20 ms
 MEL_PER_ALIGNED_FRAME = 4  # 10 ms -> 40 ms
-MEL_FRAMES_PER_PASS = 64 * 3000  # through a frozen encoder at once: 64 of Whisper's windows
+# Through a frozen encoder at once: enough of Whisper's windows to keep the device busy, few enough for a CPU's caches.
+MEL_FRAMES_PER_PASS = {"cpu": 2 * 3000, "other": 16 * 3000}
+SIMILAR = 0.75  # of the longest window of a pass, the shortest: no more than a quarter of a pass is padding
+
+
+def encoder_passes(lengths: list[int], most: int) -> list[list[int]]:
+    """Numbers of windows that go through the encoder together, longest first, from their lengths in mel frames.
+
+    A pass holds at most ``most`` frames, padding included, or one window.
+    """
+    passes: list[list[int]] = []
+    for window in sorted(range(len(lengths)), key=lambda window: -lengths[window]):
+        longest = lengths[passes[-1][0]] if passes else 0
+        similar = lengths[window] >= SIMILAR * longest
+        if passes and similar and (len(passes[-1]) + 1) * longest <= most:
+            passes[-1].append(window)
+        else:
+            passes.append([window])
+    return passes
 
 
 class AlignedAudio(NamedTuple):
@@ -131,17 +149,28 @@ class SoundwaveForCTC(
     def encode(self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None) -> torch.Tensor:
         """The encoder alone: log-mel (n_windows, M, T) with valid frames (n_windows, T) -> (n_windows, E, D_e).
 
-        A frozen encoder takes a bounded number of frames at once, however many windows there are.
+        A frozen encoder takes windows of similar length together, and a bounded number of frames at once, however
+        many windows there are.
         """
         tower = self.audio_tower
-        input_features = input_features.to(tower.conv1.weight.dtype)
+        features = input_features.to(tower.conv1.weight.dtype)
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tower.parameters()):
-            return self._encode(input_features, input_features_mask)
-        per_pass = max(1, MEL_FRAMES_PER_PASS // input_features.shape[2])
-        masks = [None] * len(input_features) if input_features_mask is None else input_features_mask.split(per_pass)
+            return self._encode(features, input_features_mask)
+        n, _, T = features.shape
+        lengths, mask = [T] * n, input_features_mask
+        if mask is not None and n > 1 and self.config.audio_padding == "longest":
+            lengths = mask.sum(dim=1).tolist()
         with torch.no_grad():
-            parts = [self._encode(*part) for part in zip(input_features.split(per_pass), masks, strict=False)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            kind = features.device.type
+            passes = encoder_passes(lengths, MEL_FRAMES_PER_PASS.get(kind, MEL_FRAMES_PER_PASS["other"]))
+            if len(passes) == 1:
+                return self._encode(features, mask)
+            encoded = features.new_zeros(n, T // MEL_PER_ENCODER_FRAME, self.config.audio_config.d_model)
+            for windows in passes:
+                longest = -(-lengths[windows[0]] // MEL_PER_ALIGNED_FRAME) * MEL_PER_ALIGNED_FRAME
+                part = self._encode(features[windows, :, :longest], None if mask is None else mask[windows, :longest])
+                encoded[windows, : part.shape[1]] = part.to(encoded.device)
+            return encoded
 
     def _encode(self, features: torch.Tensor, features_mask: torch.Tensor | None) -> torch.Tensor:
         """As `encode`, at once.

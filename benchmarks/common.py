@@ -1,0 +1,97 @@
+"""What the benchmarks share: paired timing, the clips, the result file, and plots of one style."""
+
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+SAMPLING_RATE = 16_000
+COLOURS = ("#1764ab", "#d9742b", "#8a8a8a", "#4c9a52")
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed(function: Callable, *arguments) -> float:
+    """Seconds of one call."""
+    synchronize()
+    start = time.perf_counter()
+    function(*arguments)
+    synchronize()
+    return time.perf_counter() - start
+
+
+def paired(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each function, called in turn ``repeats`` times after a first round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for round_number in range(repeats + 1):
+        for name, function in functions.items():
+            took = timed(function)
+            if round_number:
+                seconds[name].append(took)
+    return seconds
+
+
+def median(values: Sequence[float]) -> float:
+    """As a plain float, for JSON."""
+    return float(np.median(values))
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    """(n,) samples: what is heard does not change the speed of random weights."""
+    samples = np.random.default_rng(seed).standard_normal(round(seconds * SAMPLING_RATE))
+    return (0.1 * samples).astype(np.float32)
+
+
+def write(name: str, figures: dict, device: str = "cpu") -> Path:
+    """``results/NAME.json``: the figures, the command that made them, the machine and the versions."""
+    cuda = device.startswith("cuda")
+    made = {
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in ("torch", "transformers")},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({**made, **figures}, indent=1, ensure_ascii=False) + "\n")
+    print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    return path
+
+
+def figure(title: str, xlabel: str, ylabel: str, log: str = ""):
+    """A small plot (figure, axes); ``log`` names the logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    canvas, axes = pyplot.subplots(figsize=(6, 3.6), dpi=100, layout="constrained")
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_prop_cycle(color=COLOURS)
+    if "x" in log:
+        axes.set_xscale("log")
+    if "y" in log:
+        axes.set_yscale("log")
+    return canvas, axes
+
+
+def save(canvas, name: str) -> None:
+    """``results/NAME.png``."""
+    from matplotlib import pyplot
+
+    canvas.savefig(RESULTS / f"{name}.png")
+    pyplot.close(canvas)
