@@ -92,7 +92,7 @@ def _add_transcribe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bias", action="extend", nargs="+", metavar="WORD", help="words that are likely to occur")
     parser.add_argument("--subset", metavar="NAME", help="the subset (configuration) of a data set on the Hub")
     parser.add_argument(
-        "--batch-size", type=_positive, default=8, metavar="N", help="recordings per batch (default: 8)"
+        "--batch-size", type=positive, default=8, metavar="N", help="recordings per batch (default: 8)"
     )
 
 
@@ -100,7 +100,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="M", help="folder or Hub id (default: the tiny model that comes with the package)"
     )
-    parser.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest answer, in tokens")
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer, in tokens")
+    add_device_options(parser)
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Where and in what precision a model runs."""
     parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
     parser.add_argument(
         "--dtype",
@@ -109,7 +114,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A number of at least 1, for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {value}")

@@ -33,13 +33,13 @@ class Job:
     row: int | None = None  # in the data set `path`
     part: int = 0  # of the recordings of that row
     subset: str | None = None  # of the data set `path`
-    is_row: bool = False  # named by its id, not by its file
+    table: str | None = None  # the data set whose row it is, named by its id; None: a file
     duration: float | None = None  # seconds, about, where a row or a header says so
 
     @property
     def key(self) -> tuple[str, str]:
-        """Field and value that name the recording in an output."""
-        return "id" if self.is_row else "file", self.name
+        """What tells the recording from others in an output: its data set, "" for a file, and its name."""
+        return self.table or "", self.name
 
 
 def find_jobs(sources: Sequence[str], subset: str | None = None) -> tuple[list[Job], dict[str, str]]:
@@ -55,21 +55,23 @@ def find_jobs(sources: Sequence[str], subset: str | None = None) -> tuple[list[J
         The jobs, and what is wrong with sources that gave none.
 
     Raises:
-        ValueError: two rows have the same id.
+        ValueError: two rows of a data set have the same id, or `subset` is given without a data set on the Hub.
     """
     jobs: dict[tuple[str, str], Job] = {}
     errors: dict[str, str] = {}
     for source in sources:
         try:
             found = list(_jobs_of(source, subset))
-        except (ValueError, OSError) as error:
-            errors[source] = str(error)
+        except Exception as error:  # whatever libraries raise, the others are read all the same
+            errors[source] = reason(error)
             continue
         for job in found:
-            key = job.key if job.is_row else ("file", _absolute(job.name))
-            if job.is_row and key in jobs:
-                raise ValueError(f"two rows have the id {job.name!r} ({jobs[key].path}, {job.path}); make them differ")
+            key = (_absolute(job.table), job.name) if job.table else ("", _absolute(job.name))
+            if job.table and key in jobs:
+                raise ValueError(f"two rows of {job.table} have the id {job.name!r}; make them differ")
             jobs.setdefault(key, job)
+    if subset is not None and not errors and not any(job.subset for job in jobs.values()):
+        raise ValueError(f"--subset {subset} is for data sets on the Hub, and none is given; leave it out")
     return _with_targets(list(jobs.values()), sources), errors
 
 
@@ -83,6 +85,11 @@ def with_duration(job: Job) -> Job:
         return replace(job, duration=soundfile.info(job.path).duration)
     except (soundfile.SoundFileError, OSError, ValueError):
         return job
+
+
+def reason(error: Exception) -> str:
+    """What an error says; those of libraries mean more with their kind."""
+    return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
 
 
 def longest_first(jobs: Iterable[Job]) -> list[Job]:
@@ -103,9 +110,9 @@ def _jobs_of(source: str, subset: str | None) -> Iterator[Job]:
     if URL.match(source):
         yield Job(source, source, _plain(unquote(urlsplit(source).path.rpartition("/")[2])))
     elif path.is_dir() and not any((path / name).is_file() for name in SAVED_DATASET):
-        yield from _folder_jobs(source, subset)
+        yield from _folder_jobs(source)
     elif path.is_dir() or (path.is_file() and path.suffix in TABLE_SUFFIXES):
-        yield from _table_jobs(source, subset)
+        yield from _table_jobs(source)
     elif _is_hub_id(source):
         try:
             yield from _table_jobs(source, subset)
@@ -115,7 +122,7 @@ def _jobs_of(source: str, subset: str | None) -> Iterator[Job]:
         yield Job(source, source, "")
 
 
-def _folder_jobs(folder: str, subset: str | None) -> Iterator[Job]:
+def _folder_jobs(folder: str) -> Iterator[Job]:
     found = tables = 0
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
@@ -134,7 +141,7 @@ def _folder_jobs(folder: str, subset: str | None) -> Iterator[Job]:
         for table in sorted(Path(folder).iterdir()):
             if table.suffix in TABLE_SUFFIXES:
                 tables += 1
-                yield from _table_jobs(str(table), subset)
+                yield from _table_jobs(str(table))
     if not found + tables:
         raise ValueError(
             f"{folder} holds no audio file ({', '.join(sorted(AUDIO_SUFFIXES))}) at any depth, and no data set "
@@ -142,18 +149,17 @@ def _folder_jobs(folder: str, subset: str | None) -> Iterator[Job]:
         )
 
 
-def _table_jobs(source: str, subset: str | None) -> Iterator[Job]:
+def _table_jobs(source: str, subset: str | None = None) -> Iterator[Job]:
     from soundwave.training.data import READERS
 
     path = Path(source)
     if path.suffix in READERS and path.is_file():  # recordings are paths: the data set is not needed again
         for number, (where, row) in enumerate(READERS[path.suffix](path)):
-            column = next((name for name in AUDIO_COLUMNS if name in row), None)
+            column = next((name for name in AUDIO_COLUMNS if isinstance(row, dict) and name in row), None)
             if column is None:
                 raise ValueError(f"{where}: no field {' or '.join(AUDIO_COLUMNS)}; expected a recording there")
-            duration = float(row["duration_s"]) if row.get("duration_s") else None
             for name, audio in _named(row, number, path, _recordings(row[column], path.parent)):
-                yield Job(name, audio["path"], _plain(name), is_row=True, duration=duration)
+                yield Job(name, audio.get("path") or "", _plain(name), table=source, duration=_seconds(row))
         return
     table, column = _open_table(source, subset)
     fields = [name for name in ("id", "duration_s") if name in table.column_names]
@@ -161,7 +167,7 @@ def _table_jobs(source: str, subset: str | None) -> Iterator[Job]:
     rows = table.select_columns(fields) if fields else [{}] * len(counts)
     for number, (row, count) in enumerate(zip(rows, counts, strict=True)):
         for name, part in _named(row, number, path, range(count)):
-            yield Job(name, source, _plain(name), number, part, subset, True, row.get("duration_s"))
+            yield Job(name, source, _plain(name), number, part, subset, source, _seconds(row))
 
 
 def _named(row: dict[str, Any], number: int, path: Path, recordings: Sequence[Any]) -> Iterator[tuple[str, Any]]:
@@ -169,6 +175,14 @@ def _named(row: dict[str, Any], number: int, path: Path, recordings: Sequence[An
     name = str(row["id"]) if row.get("id") is not None else f"{path.stem}:{number}"
     for part, audio in enumerate(recordings):
         yield (name if len(recordings) == 1 else f"{name}#{part}"), audio
+
+
+def _seconds(row: dict[str, Any]) -> float | None:
+    """The length that a row tells; only the order of work depends on it, so a wrong one is none."""
+    try:
+        return float(row["duration_s"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 @lru_cache(maxsize=4)
@@ -206,6 +220,8 @@ def _open_table(source: str, subset: str | None) -> tuple[Any, str]:
         raise ValueError(
             f"{source} has the columns {', '.join(table.column_names)}, none of them {' or '.join(AUDIO_COLUMNS)}"
         )
+    # Reading a row decodes all its columns: those of other recordings too.
+    table = table.select_columns([name for name in ("id", "duration_s", column) if name in table.column_names])
     feature = table.features[column]
     if isinstance(feature, Audio):
         table = table.cast_column(column, Audio(decode=False))
@@ -263,8 +279,9 @@ def _absolute(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name fit for a file in a folder of ours: an id may hold anything, `../` too."""
-    return re.sub(r"[^\w.-]", "_", name)[-100:]
+    """A name fit for a file in a folder of ours: an id may hold anything, `../` too, or nothing."""
+    plain = re.sub(r"[^\w.-]", "_", name)[-50:]  # characters, of up to four bytes each
+    return plain if plain.strip(".") else f"_{plain}"
 
 
 def _with_targets(jobs: list[Job], sources: Sequence[str]) -> list[Job]:
@@ -279,10 +296,10 @@ def _with_targets(jobs: list[Job], sources: Sequence[str]) -> list[Job]:
     ]
     base = os.path.commonpath(folders) if folders else ""
     full = [
-        job.target if job.is_row or URL.match(job.path) else os.path.relpath(os.path.abspath(job.path), base)
+        job.target if job.table or URL.match(job.path) else os.path.relpath(os.path.abspath(job.path), base)
         for job in jobs
     ]
-    short = [target if job.is_row else os.path.splitext(target)[0] for job, target in zip(jobs, full, strict=True)]
+    short = [target if job.table else os.path.splitext(target)[0] for job, target in zip(jobs, full, strict=True)]
     times = Counter(map(str.casefold, short))
     taken: Counter[str] = Counter()
     named = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -58,16 +59,22 @@ def load_model(source: str, device: str, dtype: torch.dtype, llm: bool = True) -
     """A model ready to run: the whole one, or only what hears (`SoundwaveForCTC`).
 
     Raises:
-        ValueError: the LLM is asked for, and the model is of stage I, which has none.
+        ValueError: the LLM is asked for, and the model is of stage I, which has none; or its weights are damaged.
     """
     if llm and SoundwaveConfig.from_pretrained(source).architectures == ["SoundwaveForCTC"]:
-        raise ValueError(f"{source} is a model of stage I, without an LLM; it can only `transcribe --ctc-only`")
+        raise ValueError(
+            f"{source} is a model of stage I, without an LLM; give one of stage II or III (only "
+            "`soundwave transcribe --ctc-only` needs none)"
+        )
     kind = SoundwaveForConditionalGeneration if llm else SoundwaveForCTC
-    return kind.from_pretrained(source, dtype=dtype).to(device).eval()
+    try:
+        return kind.from_pretrained(source, dtype=dtype).to(device).eval()
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {source} cannot be read ({error}); fetch or write them again") from error
 
 
 def revision_of(source: str) -> str | None:
     """What tells one state of a model from another: the commit on the Hub, or when the folder was last written."""
     if not Path(source).is_dir():
         return extract_commit_hash(cached_file(source, "config.json"), None)
-    return f"written at {max(int(path.stat().st_mtime) for path in Path(source).glob('*.*'))}"
+    return f"written at {max((int(path.stat().st_mtime) for path in Path(source).glob('*.*')), default=0)}"

@@ -1,7 +1,8 @@
 """What `soundwave transcribe` writes: one JSON line per recording, in a file that survives a kill.
 
     {"file": "a.wav", "text": ..., "duration": ..., "segments": [{"text", "start", "end", "words"}, ...]}
-    {"file": "b.wav", "error": ...}                         rows of a data set have "id" in place of "file"
+    {"file": "b.wav", "error": ...}
+    {"data": "rows.jsonl", "id": "1", "text": ...}            a row of a data set, by its id
 
 `FILE.settings.json` beside it holds the settings that its texts depend on. Several processes write a part each,
 `FILE.rank0`, `FILE.rank1`, ..., which are merged when all are done, or by the next run.
@@ -27,7 +28,7 @@ FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "textgrid": (".TextGrid", to_textgrid),
 }
 PATIENCE_S = 2  # a run that was killed may take a moment to go
-Key = tuple[str, str]  # ("file" or "id", name)
+Key = tuple[str, str]  # the data set, "" for a file; the name
 
 
 def claim(output: Path) -> IO[str]:
@@ -109,7 +110,7 @@ def merge(output: Path, retried: Set[Key] = frozenset()) -> set[Key]:
         if not line.endswith(b"\n"):  # the process was killed in the middle of it
             continue
         record = _record(line, parts[place[0]], place[1])
-        key = next((name, record[name]) for name in ("file", "id") if name in record)
+        key = ("", record["file"]) if "file" in record else (record["data"], record["id"])
         if key in done or ("error" in record and key in retried):
             continue
         chosen[key] = place
@@ -138,7 +139,8 @@ class TranscriptLog:
 
     def append(self, job: Job, values: dict[str, Any]) -> None:
         """Write what is known about a recording."""
-        self._file.write(json.dumps({job.key[0]: job.name, **values}, ensure_ascii=False) + "\n")
+        named = {"file": job.name} if job.table is None else {"data": job.table, "id": job.name}
+        self._file.write(json.dumps(named | values, ensure_ascii=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -211,6 +213,6 @@ def _record(line: bytes, path: Path, number: int) -> dict[str, Any]:
         record = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{path}, line {number + 1}: not JSON ({error}); give another --output") from None
-    if not isinstance(record, dict) or not {"file", "id"} & set(record):
+    if not isinstance(record, dict) or not ("file" in record or {"data", "id"} <= set(record)):
         raise ValueError(f"{path}, line {number + 1}: no line of a transcript; give another --output")
     return record

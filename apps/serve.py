@@ -17,6 +17,7 @@ from ipaddress import ip_address
 
 import uvicorn
 
+from soundwave.apps.cli import add_device_options, positive
 from soundwave.apps.loading import load_model, load_processor, resolve_device, resolve_model
 from soundwave.apps.server.app import build_app
 from soundwave.apps.server.guard import Bounds
@@ -36,27 +37,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="(default: 8000; 0: any free one)")
     parser.add_argument("--api-key", metavar="KEY", help=f"what clients must send (default: ${KEY_VARIABLE}, or none)")
-    parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="precision (default: bfloat16 on a GPU, float32 on the CPU)",
-    )
+    add_device_options(parser)
     add = parser.add_argument_group("bounds, per request unless said otherwise").add_argument
-    add("--max-body-mb", type=_positive, default=64, metavar="N", help="body in MiB (default: 64)")
-    add("--queue", type=_positive, default=64, metavar="N", help="requests that may wait, in all (default: 64)")
-    add("--max-audio-seconds", type=_positive, default=4 * 3600, metavar="S", help="recording (default: 14400)")
-    add("--max-chat-seconds", type=_positive, default=300, metavar="S", help="sound in a chat (default: 300)")
-    add("--max-new-tokens", type=_positive, default=1024, metavar="N", help="longest chat answer (default: 1024)")
-    add("--body-seconds", type=_positive, default=120, metavar="S", help="time for the body to come (default: 120)")
+    add("--max-body-mb", type=positive, default=64, metavar="N", help="body in MiB (default: 64)")
+    add("--queue", type=positive, default=64, metavar="N", help="requests that may wait, in all (default: 64)")
+    add("--max-audio-seconds", type=positive, default=4 * 3600, metavar="S", help="recording (default: 14400)")
+    add("--max-chat-seconds", type=positive, default=300, metavar="S", help="sound in a chat (default: 300)")
+    add("--max-new-tokens", type=positive, default=1024, metavar="N", help="longest chat answer (default: 1024)")
+    add("--body-seconds", type=positive, default=120, metavar="S", help="time for the body to come (default: 120)")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {value}")
-    return value
 
 
 def load(arguments: argparse.Namespace) -> Served:

@@ -3,10 +3,10 @@
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -65,16 +65,15 @@ def transcribe(options: Transcription) -> int:
     processes = Processes(device)
     if processes.count > 1 and options.output is None:
         raise ValueError("several processes cannot share stdout; give --output FILE.jsonl")
-    writes = options.output is not None and processes.rank == 0
-    with claim(options.output) if writes else nullcontext() as claimed:
+    with ExitStack() as claimed:
         return _transcribe(options, source, dtype, processes, claimed)
 
 
 def _transcribe(
-    options: Transcription, source: str, dtype: torch.dtype, processes: Processes, claimed: IO[str] | None
+    options: Transcription, source: str, dtype: torch.dtype, processes: Processes, claimed: ExitStack
 ) -> int:
     jobs, errors, finished = processes.share(lambda: _plan(options, source, dtype, claimed))
-    wanted = {job.key for job in jobs} | {("file", name) for name in errors} | finished
+    wanted = {job.key for job in jobs} | {("", name) for name in errors} | finished
     run = _Run(options, processes, [job.name for job in jobs])
     try:
         if processes.rank == 0:
@@ -99,18 +98,19 @@ def _transcribe(
 
 
 def _plan(
-    options: Transcription, source: str, dtype: torch.dtype, claimed: IO[str] | None
+    options: Transcription, source: str, dtype: torch.dtype, claimed: ExitStack
 ) -> tuple[list[Job], dict[str, str], set[Key]]:
     """The jobs that are left, what is wrong with sources, and which of the recordings are done."""
     jobs, errors = find_jobs(options.sources, options.subset)
     if not jobs:
         raise ValueError("; ".join(errors.values()) or "the sources hold no recordings")
-    if options.output is None or claimed is None:
+    if options.output is None:
         return jobs, errors, set()
     settings = {
         "model": source,
         "revision": revision_of(source),
         "dtype": _name_of(dtype),
+        "subset": options.subset,
         "ctc_only": options.ctc_only,
         "language": options.language,
         "bias": options.bias,
@@ -119,7 +119,9 @@ def _plan(
         "output_dir": str(options.output_dir) if options.output_dir else None,
     }
     keys = {job.key for job in jobs}
-    done = resume(options.output, claimed, settings, keys | {("file", name) for name in errors})
+    # Not before it is known that there is something to write.
+    sidecar = claimed.enter_context(claim(options.output))
+    done = resume(options.output, sidecar, settings, keys | {("", name) for name in errors})
     left = [job for job in jobs if job.key not in done]
     timed = tqdm(map(with_duration, left), "lengths", len(left), leave=False, disable=not sys.stderr.isatty())
     return longest_first(timed), errors, done & keys
@@ -171,7 +173,10 @@ class _Run:
         if result.cut:
             say(f"{job.name}: cut at the limit on new tokens; --max-new-tokens raises it")
         if self._options.timestamps is not None:
-            write_timed(self._folder / job.target, result, self._options.timestamps)
+            try:
+                write_timed(self._folder / job.target, result, self._options.timestamps)
+            except OSError as error:  # a name too long for the file system; a folder that is a file
+                return self.report(job, str(error))
         self.finished.add(job.key)
         if self._log is not None:  # last: what has a line is done
             self._log.append(job, values_of(result))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from soundwave.apps.inputs import Job, recording
+from soundwave.apps.inputs import Job, reason, recording
 from soundwave.processing import SAMPLING_RATE
 
 HELD_S = 120  # longer recordings are not held in memory: the model reads them as a stream
@@ -56,7 +56,7 @@ def read(job: Job, processor: Any) -> Any:
                 return source
         return np.concatenate(blocks)
     except Exception as error:  # decoders raise what they like; the others are read all the same
-        return Unreadable(_reason(error))
+        return Unreadable(reason(error))
 
 
 class Transcriber:
@@ -83,7 +83,7 @@ class Transcriber:
                 else:
                     results.append("out of memory with this recording alone; another --dtype or --device may do")
             except Exception as error:  # whatever one recording makes a model raise, the others are done
-                results += [_reason(error)] if len(batch) == 1 else [result for one in batch for result in self([one])]
+                results += [reason(error)] if len(batch) == 1 else [result for one in batch for result in self([one])]
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # here, where the exception no longer holds its tensors
         return results
@@ -105,7 +105,3 @@ class Transcriber:
             max_new_tokens=options.max_new_tokens,
             windows_per_batch=self._batch_size,
         )
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"

@@ -265,8 +265,11 @@ def _with_length(file: IO[bytes], kind: str) -> IO[bytes] | None:
         start, size = file.tell(), file.seek(0, os.SEEK_END)
         closed = start < 8 + whole <= size  # then the samples are indeed none, and other chunks follow
         if not announced and start < size and not closed:
-            file.seek(0)
-            return _copy(file, file.read(start - 4) + b"\xff" * 4, start)
+            copy = _copy(file, b"", 0)
+            copy.seek(start - 4)
+            copy.write(b"\xff" * 4)
+            copy.seek(0)
+            return copy
     return None
 
 

@@ -24,6 +24,9 @@ STALL_S = 30.0  # longest wait for the next bytes of a server
 CHUNK = 2**16  # bytes
 IN_MEMORY = 2**24  # bytes; larger files lie on disk while they are read
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Site-local addresses, and those of NAT64 within a network: not all versions of `ipaddress` know them as private.
+NOT_PUBLIC = (ipaddress.ip_network("fec0::/10"), ipaddress.ip_network("64:ff9b:1::/48"))
+UNQUOTED = "/%:=&~+!$,;'@()*?|[]"  # in a path and its query, beside letters and digits
 
 
 def is_url(text: str) -> bool:
@@ -96,11 +99,11 @@ def _request(url: str, name: str, limits: AudioLimits, deadline: float) -> IO[by
             with closing(connected):
                 if isinstance(connected, ssl.SSLSocket):
                     connected.do_handshake()
-                connection = HTTPConnection(host)
+                connection = HTTPConnection(host, parts.port or PORTS[scheme])
+                connection.default_port = PORTS[scheme]  # which the header Host leaves out
                 connection.sock = connected
-                path = quote(parts.path or "/", safe="/%:=&~+!$,;'@()*") + ("?" + parts.query if parts.query else "")
-                headers = {"Host": parts.netloc.rpartition("@")[2], "User-Agent": "soundwave", "Connection": "close"}
-                connection.request("GET", path, headers=headers)
+                path = quote((parts.path or "/") + ("?" + parts.query if parts.query else ""), safe=UNQUOTED)
+                connection.request("GET", path, headers={"User-Agent": "soundwave", "Connection": "close"})
                 with connection.getresponse() as response:
                     return _file_or_redirection(response, name, limits, deadline)
         finally:
@@ -159,7 +162,8 @@ def _is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return _is_public(str(inner))
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_loopback or ip.is_link_local)
+    special = ip.is_multicast or ip.is_reserved or ip.is_loopback or ip.is_link_local
+    return ip.is_global and not special and not any(ip in network for network in NOT_PUBLIC)
 
 
 def _left(deadline: float) -> float:

@@ -18,7 +18,7 @@ from soundwave.apps import cli
 from tests.conftest import SAMPLING_RATE, tone
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("transcribe", "ask", "train", "evaluate", "card", "convert", "quickstart")
+COMMANDS = ("transcribe", "ask", "train", "evaluate", "merge", "card", "convert", "serve", "quickstart")
 
 
 def test_help_needs_no_libraries():
@@ -181,14 +181,20 @@ def test_addresses_that_the_user_names(model_folder, tmp_path, capsys):
     assert output.out.splitlines()[-1].startswith(f"{address}/a.wav\t") and f"{address}/none.wav" in output.err
 
 
-def test_errors_of_the_libraries_take_one_line_too(model_folder, tmp_path, capsys):
+def test_errors_of_the_libraries_take_one_line_too(capsys):
+    assert cli.main(["ask", "a.wav", "what?", "--device", "toaster"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "toaster" in error and "--debug shows where" in error
+
+
+def test_damaged_weights_are_named(model_folder, tmp_path, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(model_folder, broken)
     (broken / "model.safetensors").write_bytes(b"\xff" * 100)
     for command in (["transcribe", write(tmp_path / "a.wav", 0.5)], ["ask", write(tmp_path / "a.wav", 0.5), "what?"]):
         assert cli.main([*command, "--model", str(broken), "--device", "cpu"]) == 1
         lines = [line for line in capsys.readouterr().err.splitlines() if "to transcribe" not in line]
-        assert len(lines) == 1 and "Traceback" not in lines[0] and "--debug shows where" in lines[0]
+        assert len(lines) == 1 and f"the weights of {broken} cannot be read" in lines[0]
 
 
 def test_a_model_without_llm(tiny_ctc, processor, tmp_path, capsys):
@@ -196,7 +202,9 @@ def test_a_model_without_llm(tiny_ctc, processor, tmp_path, capsys):
     processor.save_pretrained(tmp_path / "align")
     options = [write(tmp_path / "a.wav", 0.5), "--model", str(tmp_path / "align")]
     assert cli.main(["transcribe", *options]) == 1
-    assert "without an LLM; it can only `transcribe --ctc-only`" in capsys.readouterr().err
+    assert "without an LLM; give one of stage II or III" in capsys.readouterr().err
+    assert cli.main(["serve", options[2]]) == 1
+    assert "without an LLM; give one of stage II or III" in capsys.readouterr().err
     assert cli.main(["transcribe", *options, "--ctc-only"]) == 0
 
 
@@ -214,3 +222,11 @@ def test_module_runs_as_a_program(tmp_path):
     command = [sys.executable, "-m", "soundwave.apps.cli", "--version"]
     result = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0 and result.stdout.startswith("soundwave ")
+
+
+def test_a_folder_without_a_model(tmp_path, capsys):
+    output = str(tmp_path / "out.jsonl")
+    (tmp_path / "model").mkdir()
+    file = write(tmp_path / "a.wav", 0.1)
+    assert cli.main(["transcribe", file, "--model", str(tmp_path / "model"), "--output", output]) == 1
+    assert str(tmp_path / "model") in capsys.readouterr().err

@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -146,6 +147,20 @@ def test_wav_from_a_pipe(announced, whole):
     content = bytearray(encoded(noise(16_000)))
     content[4:8], content[40:44] = whole.to_bytes(4, "little"), announced.to_bytes(4, "little")
     assert len(load_audio(bytes(content))) == 16_000
+
+
+def test_a_header_of_any_length_needs_little_memory(tmp_path):
+    path, content = tmp_path / "piped.wav", encoded(noise(16_000))
+    with open(path, "wb") as file:
+        file.write(b"RIFF\0\0\0\0" + content[8:12] + b"JUNK" + (2**27).to_bytes(4, "little"))
+        file.seek(2**27, 1)
+        file.write(content[12:40] + bytes(4) + content[44:])
+    tracemalloc.start()
+    try:
+        assert len(load_audio(path)) == 16_000
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
 
 
 def test_flac_from_a_pipe():

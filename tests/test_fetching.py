@@ -85,7 +85,9 @@ def server():
     httpd.server_close()
 
 
-@pytest.mark.parametrize("path", ["tone.wav", "chunked", "to//tone.wav", "töne%20%231.wav?key=a%20b"])
+@pytest.mark.parametrize(
+    "path", ["tone.wav", "chunked", "to//tone.wav", "töne%20%231.wav?key=a%20b", "töne%20%231.wav?key=a b"]
+)
 def test_url(server, path):
     for url in (f"{server}/{path}", f"HTTP{server[4:]}/{path}#part"):
         np.testing.assert_array_equal(load_audio(url, limits=ALLOWED), WAVEFORM)
@@ -109,6 +111,15 @@ def test_what_a_server_may_answer(server):
     for path in ("tone.wav", "chunked"):
         with pytest.raises(AudioLimitError, match="max_download_bytes"):
             load_audio(f"{server}/{path}", limits=AudioLimits(allow_private_addresses=True, max_download_bytes=100))
+
+
+def test_an_address_of_version_6(server):
+    port = int(server.rpartition(":")[2])
+    try:
+        socket.create_connection(("::ffff:127.0.0.1", port)).close()
+    except OSError:
+        pytest.skip("there is no IPv6 here")
+    np.testing.assert_array_equal(load_audio(f"http://[::ffff:127.0.0.1]:{port}/tone.wav", limits=ALLOWED), WAVEFORM)
 
 
 @pytest.mark.parametrize("path", ["drip", "drip-body"])
@@ -155,6 +166,8 @@ def test_private_addresses_are_refused(host):
         ("::127.0.0.1", False),
         ("fe80::1%eth0", False),
         ("fd00::1", False),
+        ("fec0::1", False),
+        ("64:ff9b:1::a9fe:a9fe", False),
         ("ff02::1", False),
         ("::ffff:10.0.0.1", False),
         ("2002:7f00:1::", False),

@@ -2,6 +2,7 @@
 
 import random
 import time
+import tracemalloc
 from collections import UserDict, deque
 from types import SimpleNamespace
 
@@ -203,6 +204,24 @@ def test_long_texts_are_not_remembered():
     before = chat.cached_chat_ids.cache_info().currsize
     PROCESSORS["llama3"].prompt_ids([user("x" * 5000)])
     assert chat.cached_chat_ids.cache_info().currsize == before
+
+
+@pytest.mark.parametrize("turns", [1, 90, 900])
+def test_what_is_remembered_is_bounded(turns):
+    """Conversations that somebody makes up to fill the memory of a server."""
+    from soundwave.processing import chat_soundwave as chat
+
+    processor = PROCESSORS["llama3"]
+    processor.prompt_ids([USER])
+    chat.cached_chat_ids.cache_clear()
+    tracemalloc.start()
+    try:
+        for k in range(20):
+            processor.prompt_ids([user(chr(0x1F600 + k) * (900 // turns))] * turns)
+        each = tracemalloc.get_traced_memory()[0] / 20
+    finally:
+        tracemalloc.stop()
+    assert each * chat.cached_chat_ids.cache_info().maxsize < 200e6
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_text_manifests(suffix, tmp_path):
         rows = [{"id": "one", "audio": "wav/a.wav", "task": "asr"}, {"id": 2, "audio": "http://h/b.wav"}]
         manifest.write_text("\n".join(map(json.dumps, rows)) if suffix == "jsonl" else json.dumps(rows))
     jobs, errors = find_jobs([str(manifest)])
-    assert not errors and [job.key for job in jobs] == [("id", "one"), ("id", "2")]
+    assert not errors and [job.key for job in jobs] == [(str(manifest), "one"), (str(manifest), "2")]
     assert len(load_audio(recording(jobs[0]))) == len(load_audio(file))
     assert with_duration(jobs[0]).duration == 0.3 and recording(jobs[1]) == "http://h/b.wav"
 
@@ -128,5 +128,47 @@ def test_what_is_wrong_with_a_data_set_is_said(tmp_path):
     assert "no file or folder here, and no data set on the Hub" in errors["data/none"]
     assert "data/none.wav" not in errors  # a file, which may be there when it is read
     manifest.write_text('{"id": "1", "audio": "a.wav"}\n{"id": "1", "audio": "b.wav"}\n')
-    with pytest.raises(ValueError, match="two rows have the id '1'"):
+    with pytest.raises(ValueError, match="have the id '1'"):
         find_jobs([str(manifest)])
+
+
+def test_a_damaged_data_set_does_not_stop_the_others(tmp_path):
+    damaged = {"rows.parquet": "no parquet", "rows.jsonl": "5\n", "rows.json": '{"audio": "a.wav"}'}
+    for name, content in damaged.items():
+        (tmp_path / name).write_text(content)
+    sources = [str(tmp_path / name) for name in damaged]
+    jobs, errors = find_jobs([*sources, write(tmp_path / "a.wav")])
+    assert list(errors) == sources and names(jobs) == [str(tmp_path / "a.wav")]
+
+
+def test_a_row_that_says_nonsense_does_not_stop_the_others(tmp_path):
+    rows = [{"id": "a", "audio": {"array": [0.0]}}, {"id": "b", "audio": "b.wav", "duration_s": "long"}]
+    manifest = tmp_path / "rows.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    jobs, errors = find_jobs([str(manifest)])
+    assert not errors and names(jobs) == ["a", "b"] and [job.duration for job in jobs] == [None, None]
+
+
+def test_only_the_recordings_of_a_row_are_read(tmp_path):
+    """Others beside them would be decoded, which needs FFmpeg."""
+    clip = {"bytes": Path(write(tmp_path / "a.wav")).read_bytes(), "path": None}
+    plain = {"bytes": Value("binary"), "path": Value("string")}
+    table = Dataset.from_dict({"audio": [clip], "noisy": [clip]}, features=Features({"audio": plain, "noisy": plain}))
+    table.cast_column("audio", Audio()).cast_column("noisy", Audio()).save_to_disk(str(tmp_path / "data"))
+    jobs, errors = find_jobs([str(tmp_path / "data")])
+    assert not errors and len(load_audio(recording(jobs[0]))) == pytest.approx(0.1 * SAMPLING_RATE)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "中" * 200, "http://h/", "http://h/.."])
+def test_written_files_have_names_of_their_own(name, tmp_path):
+    """Whatever an id or an address says: never a folder, and none too long for the file system."""
+    manifest = tmp_path / "rows.jsonl"
+    manifest.write_text(json.dumps({"id": name, "audio": "a.wav"}))
+    source = name if name.startswith("http") else str(manifest)
+    (job,) = find_jobs([source])[0]
+    assert job.target.strip(".") and "/" not in job.target and len(f".{job.target}.TextGrid.tmp".encode()) < 256
+
+
+def test_a_subset_is_of_a_data_set_on_the_hub(tmp_path):
+    with pytest.raises(ValueError, match="--subset en is for data sets on the Hub"):
+        find_jobs([write(tmp_path / "a.wav")], subset="en")

@@ -32,7 +32,7 @@ def test_a_kill_at_any_byte_loses_and_repeats_nothing(tmp_path_factory, data):
     """Killed anywhere, several times, with other numbers of processes: each record ends up there once."""
     output = tmp_path_factory.mktemp("run") / "out.jsonl"
     sidecar = output.with_name("out.jsonl.settings.json")
-    wanted = [("file", f"näme {k}") for k in range(8)]
+    wanted = [("", f"näme {k}") for k in range(8)]
     done = resume(output, SETTINGS, set(wanted))
     for _ in range(3):
         processes = data.draw(st.integers(1, 3))
@@ -42,7 +42,7 @@ def test_a_kill_at_any_byte_loses_and_repeats_nothing(tmp_path_factory, data):
             with open(part_of(output, rank, processes), "ab") as file:
                 file.write(mine[: data.draw(st.integers(0, len(mine)))])
         whole = [path.read_bytes().split(b"\n")[:-1] for path in output.parent.glob("out.jsonl*") if path != sidecar]
-        expected = {("file", json.loads(one)["file"]) for lines in whole for one in lines}
+        expected = {("", json.loads(one)["file"]) for lines in whole for one in lines}
         done = resume(output, SETTINGS, set(wanted))
         assert done == expected
         assert sorted(keys(output)) == sorted(name for _, name in done)
@@ -53,9 +53,9 @@ def test_failures_are_tried_again_and_stay_if_not_asked_for(tmp_path):
     output = tmp_path / "out.jsonl"
     resume(output, SETTINGS, set())
     output.write_text(line("a", error="x") + line("b", error="y") + line("c") + line("a", error="z"))
-    assert merge(output) == {("file", "c")}
+    assert merge(output) == {("", "c")}
     assert [json.loads(one).get("error") for one in output.read_text().splitlines()] == ["y", None, "z"]
-    assert resume(output, SETTINGS, {("file", "a"), ("file", "c")}) == {("file", "c")}
+    assert resume(output, SETTINGS, {("", "a"), ("", "c")}) == {("", "c")}
     assert keys(output) == ["b", "c"]
 
 
@@ -64,7 +64,7 @@ def test_an_interrupted_merge_repeats_nothing(tmp_path):
     output = tmp_path / "out.jsonl"
     output.write_text(line("a") + line("b"))
     part_of(output, 1, 2).write_text(line("b") + line("c") + line("d", error="x") + line("a", error="y"))
-    assert merge(output) == {("file", name) for name in "abc"}
+    assert merge(output) == {("", name) for name in "abc"}
     assert keys(output) == ["a", "b", "c", "d"] and not part_of(output, 1, 2).exists()
     assert json.loads(output.read_text().splitlines()[0])["text"] == "text of a"  # a result counts more than an error
 
@@ -89,6 +89,16 @@ def test_what_is_none_of_this_run_is_left_alone(tmp_path, settings, content, sai
     assert output.read_text() == content
 
 
+def test_rows_of_two_data_sets_may_have_one_id(tmp_path):
+    log = TranscriptLog(tmp_path / "out.jsonl")
+    for table in ("a.jsonl", "b.jsonl"):
+        log.append(Job("1", "x.wav", "", table=table), {"text": table})
+    log.close()
+    assert merge(tmp_path / "out.jsonl") == {("a.jsonl", "1"), ("b.jsonl", "1")}
+    first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert first == {"data": "a.jsonl", "id": "1", "text": "a.jsonl"} and second["text"] == "b.jsonl"
+
+
 def test_two_runs_at_once(tmp_path):
     output = tmp_path / "out.jsonl"
     with claim(output), pytest.raises(ValueError, match="another run is writing"):
@@ -108,5 +118,5 @@ def test_names_that_are_no_unicode(tmp_path):
     log = TranscriptLog(tmp_path / "out.jsonl")
     log.append(Job(name, name, ""), {"text": "中"})
     log.close()
-    assert merge(tmp_path / "out.jsonl") == {("file", name)}
+    assert merge(tmp_path / "out.jsonl") == {("", name)}
     assert "中" in (tmp_path / "out.jsonl").read_text(encoding="utf-8")

@@ -10,10 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import soundfile
 from pydantic import ValidationError
+from starlette.datastructures import FormData
 
 from soundwave.apps.server.chat import MAX_RECORDINGS, ChatRequest
 from soundwave.apps.server.errors import MAX_MESSAGE, ApiError, api_error
 from soundwave.apps.server.lanes import HungUp
+from soundwave.apps.server.transcription import TranscriptionRequest
 from soundwave.processing import AudioFetchError, AudioLimits, EmptyAudioError
 from tests.conftest import SAMPLING_RATE, tone
 
@@ -134,3 +136,11 @@ def test_clients_see_what_they_did_wrong_and_nothing_of_the_inside():
     assert inside.status == 500 and "secret" not in json.dumps(inside.content())
     assert inside.content()["error"]["type"] == "server_error"
     assert len(ApiError(400, "long" * 10_000).content()["error"]["message"]) == MAX_MESSAGE
+
+
+@pytest.mark.parametrize("prompt", ["漢" * 101, ",".join("ab" * 101)])
+def test_the_likely_words_of_a_prompt_are_bounded(prompt):
+    """Their cost is paid at every token, and grows with the square of their length."""
+    with pytest.raises(ValidationError, match="likely words between commas, at most 100"):
+        TranscriptionRequest.model_validate(FormData([("prompt", prompt)]))
+    assert TranscriptionRequest.model_validate(FormData([("prompt", "Anna, Garching\nMunich")])).bias[2] == "Munich"

@@ -153,6 +153,32 @@ def test_a_data_set(clips, tmp_path):
     assert set(records(output)) == {"row 0", "row 1", "row 2"}
 
 
+def test_rows_of_another_data_set_are_not_taken_for_done(clips, tmp_path):
+    output = tmp_path / "out.jsonl"
+    for name, clip in (("a.jsonl", "00.wav"), ("b.jsonl", "03.wav")):
+        (tmp_path / name).write_text(json.dumps({"id": "1", "audio": str(clips / clip)}))
+        assert cli.main(["transcribe", str(tmp_path / name), "--output", str(output), "--ctc-only"]) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [Path(row["data"]).name for row in rows] == ["a.jsonl", "b.jsonl"] and rows[0]["text"] != rows[1]["text"]
+
+
+def test_a_run_with_nothing_to_do_leaves_nothing(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["transcribe", str(tmp_path / "empty"), "--output", str(tmp_path / "new" / "out.jsonl")]) == 1
+    assert "holds no audio file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_file_that_cannot_be_written_does_not_stop_the_others(clips, tmp_path, capsys):
+    (tmp_path / "00.srt").mkdir()
+    files = [str(clips / "00.wav"), str(clips / "03.wav")]
+    options = ["--ctc-only", "--timestamps", "srt", "--output-dir", str(tmp_path)]
+    assert cli.main(["transcribe", *files, *options]) == 1
+    output = capsys.readouterr()
+    assert files[0] in output.err and "00.srt" in output.err and [files[1]] == [output.out.split("\t")[0]]
+    assert (tmp_path / "03.srt").is_file()
+
+
 @pytest.mark.parametrize("format", ["srt", "vtt", "json", "TextGrid"])
 def test_files_with_times_mirror_the_inputs(format, clips, tmp_path):
     files = [clips / "00.wav", clips / "b" / "01.wav", tmp_path / "00.wav"]

@@ -20,6 +20,8 @@ from soundwave.processing import SAMPLING_RATE
 
 SHORT_S = 60.0  # recordings up to here are worked on in the order of arrival, longer ones between them
 PIECE = 4  # windows of a long one that are worked on at once: what others wait for
+MAX_PHRASES = 100  # in a prompt
+MAX_PHRASE = 100  # characters: what a phrase costs grows with the square of its tokens
 
 
 class TranscriptionRequest(BaseModel):
@@ -46,6 +48,12 @@ class TranscriptionRequest(BaseModel):
             raise ValueError(f"times need response_format verbose_json, got {self.response_format}")
         if self.stream and self.response_format not in ("json", "text"):
             raise ValueError(f"stream=true needs response_format json or text, got {self.response_format}")
+        phrases = self.bias or []
+        if len(phrases) > MAX_PHRASES or max(map(len, phrases), default=0) > MAX_PHRASE:
+            raise ValueError(
+                f"the prompt is likely words between commas, at most {MAX_PHRASES} of them with at most {MAX_PHRASE} "
+                f"characters each; got {len(phrases)}, of up to {max(map(len, phrases))}"
+            )
         return self
 
     @property

@@ -16,7 +16,7 @@ from .messages_soundwave import MessageError, PlaceholderError, TemplateError, T
 
 CUT = "\ufdd0"
 ROLES_NAMED = 20  # in a message
-LONG_TEXT = 2000  # characters; longer conversations are not remembered: 16,384 of them would fill the memory
+LONG_TEXT = 1000  # characters; longer conversations are not remembered
 # Templates that print today's date get this one: tomorrow's prompts must be those of the training.
 PINNED_DATE = {
     "%d": "26",
@@ -107,8 +107,10 @@ def chat_ids(
 
     `vocabulary` is the size of the tokenizer: tokens added later must not meet ids remembered from before.
     """
-    long = sum(len(part or "") for _, parts in turns for part in parts) > LONG_TEXT
-    return (_chat_ids if long else cached_chat_ids)(tokenizer, vocabulary, template, key, audio_token, turns, ending)
+    # A recording counts as much as its role, and so does a turn: a thousand empty ones are long too.
+    size = sum(len(role) + sum(len(part or role) for part in parts) for role, parts in turns)
+    ids_of = _chat_ids if size > LONG_TEXT else cached_chat_ids
+    return ids_of(tokenizer, vocabulary, template, key, audio_token, turns, ending)
 
 
 def _chat_ids(
@@ -126,8 +128,8 @@ def _chat_ids(
     return tuple(ids)
 
 
-# Prompts of a task are few and come back in every row; answers come back every epoch.
-cached_chat_ids = lru_cache(maxsize=16_384)(_chat_ids)
+# Prompts of a task are few and come back in every row. Bounded for servers, which hear other texts all the time.
+cached_chat_ids = lru_cache(maxsize=1024)(_chat_ids)
 
 
 def encode_cut(tokenizer: Any, text: str) -> list[int]:
