@@ -18,17 +18,18 @@ from .transcribing_soundwave import (
     compression,
     ctc_peaks,
     finish,
+    frames_of,
     goes_on,
+    joined,
     no_speech_prob,
 )
 from .transcripts_soundwave import Segment, TimedToken, Transcript
-from .words_soundwave import FRAME_S, Span, group_words, spread, timed_tokens
+from .words_soundwave import FRAME_S, SENTENCE_ENDS, Span, group_words, spread, timed_tokens
 
 PIECE_SIZE = 30_000  # frames + 4 tokens that are aligned at once: some ten minutes of speech
 KEPT_BYTES = 2**30  # of frames; the frames of longer recordings are computed a second time
 ANCHOR_TOKENS = 4  # in a row, said once and written once: there the text and the recording surely meet
 PAUSE_S = 0.3  # between the spans of two tokens: such a silence ends a segment
-SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")
 
 
 class AlignmentError(ValueError):
@@ -257,8 +258,8 @@ class SoundwaveAligningMixin:
             size += stretch.frames.numel() * stretch.frames.element_size()
             kept = kept if size <= KEPT_BYTES else []
             kept.append(stretch.frames)
-        heard = Heard(*(torch.cat(values) for values in zip(*parts, strict=True)))
-        n_frames = max(min(len(heard.token_ids), -int(-reader.durations[0] // FRAME_S)), 1)  # a padded window has more
+        heard = joined(parts)
+        n_frames = frames_of(reader.durations[0])
         return heard.cut(0, n_frames), kept if size <= KEPT_BYTES else None
 
     @torch.no_grad()
@@ -268,8 +269,7 @@ class SoundwaveAligningMixin:
             return even_peaks(len(token_ids), len(frames))
         distinct, targets = torch.tensor(token_ids, dtype=torch.long).unique(return_inverse=True)
         head = self.ctc_head
-        hidden, rows, blank_row = head(frames, self.ctc_rows())
-        blank = len(rows) if blank_row is not None else int(head._to_rows(torch.tensor([self.config.blank_id]))[0])
+        hidden, rows, blank_row, blank = head(frames, self.ctc_rows())
         log_probs = column_log_probs(hidden, rows, blank_row, blank, head._to_rows(distinct).to(rows.device))
         return forced_peaks(log_probs, targets + 1)
 

@@ -27,8 +27,10 @@ class CTCHead(nn.Module):
     def __init__(self, config, holds_rows: bool):
         super().__init__()
         text = config.text_config
-        n_rows = text.vocab_size if config.ctc_token_ids is None else len(config.ctc_token_ids)
+        ids = range(text.vocab_size) if config.ctc_token_ids is None else config.ctc_token_ids
+        n_rows = len(ids)
         self.blank_id = config.blank_id
+        self.blank_row = n_rows if config.ctc_blank_id is None else ids.index(config.ctc_blank_id)
         allowed = None if config.ctc_token_ids is None else torch.tensor(config.ctc_token_ids)
         self.register_buffer("token_ids", allowed, persistent=False)  # the configuration holds them
         self.tied = config.ctc_head == "tied"
@@ -71,11 +73,11 @@ class CTCHead(nn.Module):
         return frames * self.log_scale.exp() if self.tied else frames
 
     def forward(self, frames: torch.Tensor, embeddings: torch.Tensor | None = None) -> tuple:
-        """What scores are made of, on one device: scaled frames (..., D), rows (R, D), the blank (D,) or ``None``.
+        """What scores are made of: scaled frames (..., D), rows (R, D), blank row (D,) or ``None``, blank's number.
 
         A call, not attributes: accelerate's hooks (``device_map``) bring weights that lie elsewhere only for a call.
         """
-        return self.scaled(frames), self.rows(embeddings), self.blank
+        return self.scaled(frames), self.rows(embeddings), self.blank, self.blank_row
 
     def _to_rows(self, token_ids: torch.Tensor) -> torch.Tensor:
         """LLM token ids -> row numbers of a restricted vocabulary."""
@@ -94,7 +96,7 @@ class CTCHead(nn.Module):
     @torch.no_grad()
     def labels(self, frames: torch.Tensor, embeddings: torch.Tensor | None = None) -> torch.Tensor:
         """Arg-max token ids (n, A) of frames (n, A, D); the blank is ``config.blank_id``."""
-        return self._to_ids(linear_argmax(*self(frames, embeddings)).to(frames.device))
+        return self._to_ids(linear_argmax(*self(frames, embeddings)[:3]).to(frames.device))
 
     @torch.no_grad()
     def scores(
@@ -106,9 +108,7 @@ class CTCHead(nn.Module):
             Token ids (n, A), their log-probabilities (n, A) and those of the blank (n, A): fp32, or fp64 where the
             frames are.
         """
-        hidden, rows, blank_row = self(frames, embeddings)
-        blank = len(rows) if blank_row is not None else int(self._to_rows(torch.tensor([self.blank_id]))[0])
-        best, best_log_p, blank_log_p = linear_log_probs(hidden, rows, blank_row, blank)
+        best, best_log_p, blank_log_p = linear_log_probs(*self(frames, embeddings))
         ids = self._to_ids(best.to(frames.device))
         return ids, best_log_p.to(frames.device), blank_log_p.to(frames.device)
 
@@ -124,8 +124,7 @@ class CTCHead(nn.Module):
         if len(frames) == 0:  # no transcript in the batch: a zero that still reaches every trained tensor
             trained = sum(p.sum() for p in self.parameters() if p.requires_grad)
             return self.scaled(frames).sum(dim=(1, 2)) + 0.0 * trained
-        hidden, rows, blank_row = self(frames, embeddings)
-        blank = len(rows) if blank_row is not None else int(self._to_rows(torch.tensor([self.blank_id]))[0])
+        hidden, rows, blank_row, blank = self(frames, embeddings)
         inside = torch.arange(labels.shape[1], device=labels.device) < label_lengths[:, None]
         filler = 0 if self.token_ids is None else int(self.token_ids[0])
         return linear_ctc_loss(

@@ -138,6 +138,8 @@ class SoundwaveGenerationMixin(GenerationMixin):
 
     def _check_greedy(self, generation_config, kwargs: dict) -> None:
         """Raise a ValueError where an answer would not be the greedy one."""
+        if kwargs.get("assistant_model") is not None:
+            raise ValueError("ctc_draft and assistant_model both draft the answer; give one of them.")
         sources = [source for source in (generation_config, self.generation_config) if source is not None]
         for name, plain in (("do_sample", False), ("num_beams", 1), ("num_return_sequences", 1)):
             given = [kwargs.get(name), *(getattr(source, name) for source in sources)]

@@ -67,16 +67,18 @@ class SoundwaveLLMTranscribingMixin:
         Returns:
             A `Transcript`, or a list of them for a list, with a `Segment` per stretch, empty ones included. Where
             ``config.max_transcript_seconds`` says what the LLM was trained on, longer stretches are cut at pauses. A
-            segment is ``cut`` when the limit ended its text. ``llm_forwards`` counts those of all batches that a
-            recording had a stretch in.
+            segment is ``cut`` when the limit, or the end of the LLM's context, ended its text. ``llm_forwards`` counts
+            those of all batches that a recording had a stretch in.
 
         Raises:
-            ValueError: for a recording that cannot be read, a hint that the processor refuses, ``windows_per_batch``
-                below 1 or a prompt over the LLM's context.
+            ValueError: for a recording that cannot be read, a hint that the processor refuses, ``max_new_tokens`` or
+                ``windows_per_batch`` below 1, or a prompt over the LLM's context.
         """
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; expected at least 1, or None for what is usual.")
         recordings, single = recordings_of(audio)
         reader = WindowReader(recordings, processor, sampling_rate, windows_per_batch)
-        prompt = torch.tensor(processor.transcription_ids(language), device=self.device)  # (N,)
+        prompt = torch.tensor(processor.transcription_ids(language))  # (N,)
         options = {} if not bias else {"sequence_bias": processor.sequence_bias(bias)}
         transcripts = [Transcript("", [], 0.0, language=language, llm_forwards=0) for _ in recordings]
         parts: list[list[Heard]] = [[] for _ in recordings]
@@ -89,11 +91,11 @@ class SoundwaveLLMTranscribingMixin:
             answers, forwards = self._answers(batch, prompt, limits, ctc_draft, options)
             for index in {stretch.recording for stretch in batch}:
                 transcripts[index].llm_forwards = (transcripts[index].llm_forwards or 0) + forwards
-            for stretch, ids, limit in zip(batch, answers, limits, strict=True):
+            for stretch, (ids, cut) in zip(batch, answers, strict=True):
                 parts[stretch.recording].append(stretch.heard)
                 transcript = transcripts[stretch.recording]
-                transcript.segments.append(self._segment(stretch, ids, limit, processor, timestamps))
-                transcript.token_ids += ids[:limit]
+                transcript.segments.append(self._segment(stretch, ids, cut, processor, timestamps))
+                transcript.token_ids += ids
                 if stretch.last:
                     transcript.text = " ".join(segment.text for segment in transcript.segments if segment.text)
                     transcript.duration = reader.durations[stretch.recording]
@@ -103,15 +105,12 @@ class SoundwaveLLMTranscribingMixin:
 
     def _answers(
         self, batch: Sequence[Stretch], prompt: torch.Tensor, limits: Sequence[int], ctc_draft: bool, options: dict
-    ) -> tuple[list[list[int]], int]:
-        """Answer ids per stretch, up to and without the end of the answer, and the forwards of the LLM.
-
-        An answer of more ids than its limit did not end within it.
-        """
+    ) -> tuple[list[tuple[list[int], bool]], int]:
+        """Answer ids per stretch and whether a limit cut them, and the forwards of the LLM."""
         blank = self.config.blank_id
         drafts = [runs_of(stretch.heard.token_ids.tolist(), blank) for stretch in batch]
         spoken = [index for index, draft in enumerate(drafts) if draft]
-        answers: list[list[int]] = [[] for _ in batch]
+        answers: list[tuple[list[int], bool]] = [([], False) for _ in batch]
         if not spoken:
             return answers, 0
         frames = [batch[index].frames for index in spoken]
@@ -119,7 +118,7 @@ class SoundwaveLLMTranscribingMixin:
         ids = pad_sequence([batch[index].heard.token_ids for index in spoken], True, blank)
         padded = pad_sequence(frames, batch_first=True)  # (n, A, D)
         shrunk = self.shrink(AlignedAudio(padded, mask.to(padded.device), ids.to(padded.device)))
-        input_ids = prompt.expand(len(spoken), -1)  # (n, N)
+        input_ids = prompt.to(padded.device).expand(len(spoken), -1)  # (n, N)
         output = self.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
@@ -134,13 +133,13 @@ class SoundwaveLLMTranscribingMixin:
         ends = self.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
         for index, row in zip(spoken, output.sequences[:, len(prompt) :].tolist(), strict=True):
-            end = next((place for place, token in enumerate(row) if token in ends), len(row))
-            answers[index] = row[:end]
+            limit = limits[index]  # the LLM's context may end an answer earlier
+            end = next((place for place, token in enumerate(row[: limit + 1]) if token in ends), None)
+            answers[index] = (row[:limit], True) if end is None else (row[:end], False)
         return answers, output.llm_forwards
 
-    def _segment(self, stretch: Stretch, ids: list[int], limit: int, processor: Any, timestamps: bool) -> Segment:
-        """The segment of a stretch and the ids that the LLM answered, of which ``limit`` count."""
-        cut, ids = len(ids) > limit, ids[:limit]
+    def _segment(self, stretch: Stretch, ids: list[int], cut: bool, processor: Any, timestamps: bool) -> Segment:
+        """The segment of a stretch and the ids that the LLM answered."""
         start = stretch.start * FRAME_S
         segment = Segment(
             text=decoded(processor, ids).strip(),

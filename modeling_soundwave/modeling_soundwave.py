@@ -151,7 +151,8 @@ class SoundwaveForConditionalGeneration(SoundwaveLLMTranscribingMixin, Soundwave
 
         The loss is the cross-entropy of labelled tokens, plus ``config.ctc_weight`` times the CTC loss where
         ``ctc_labels`` are given (§2.3). ``audio_embeds`` (m, K, D) with ``audio_lengths`` (m,) stand for the first m
-        recordings, audio features for the rest. With labels only labelled positions reach the LM head.
+        recordings, audio features for the rest, with at most ``max_audio_positions`` for each of these (``None`` = the
+        configuration's). With labels only labelled positions reach the LM head.
         ``num_items_in_batch``, ``num_ctc_tokens``: each loss is a sum over this count of tokens; ``None`` = means over
         this batch.
         """
@@ -167,6 +168,8 @@ class SoundwaveForConditionalGeneration(SoundwaveLLMTranscribingMixin, Soundwave
         given = recorded or audio_embeds is not None
         if given and inputs_embeds is not None:
             raise ValueError("give inputs_embeds or recordings, not both: recordings are put into input_ids' places.")
+        if input_ids is None and inputs_embeds is None:
+            raise ValueError("No prompt: give input_ids (B, N), with one audio token per recording, or inputs_embeds.")
         if ctc_labels is not None and labels is None:
             raise ValueError("ctc_labels need labels beside them; for the CTC loss alone use SoundwaveForCTC.")
         prompt = position_ids is None and _is_prompt(past_key_values)  # and no step of a generation

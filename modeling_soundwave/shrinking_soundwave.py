@@ -154,6 +154,8 @@ def merge_similar(features: torch.Tensor, lengths: torch.Tensor, budget: int) ->
         sums = values.new_zeros(n, budget, values.shape[-1])
         return sums.scatter_add(1, group[..., None].expand_as(values), values * share)
 
-    loud = gathered(wide.norm(dim=-1, keepdim=True)) / gathered(torch.ones_like(share)).clamp(min=1)
-    merged = F.normalize(gathered(wide), dim=-1) * loud
+    count = gathered(torch.ones_like(share)).clamp(min=1)
+    mean, loud = gathered(wide) / count, gathered(wide.norm(dim=-1, keepdim=True)) / count
+    # What is not merged is multiplied by exactly 1: a row does not change because a longer one stands beside it.
+    merged = mean * (loud / mean.norm(dim=-1, keepdim=True).clamp(min=1e-12))
     return merged.to(features.dtype), lengths.clamp(max=budget)

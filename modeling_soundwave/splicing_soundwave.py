@@ -65,6 +65,8 @@ def splice_audio(
     check_mask(attention_mask)
     valid = attention_mask.bool()
     is_audio = valid & (input_ids == audio_token_id) if audio_token_id is not None else torch.zeros_like(valid)
+    if audio_embeds is None or not len(audio_embeds):
+        audio_embeds = audio_lengths = None  # an empty list of recordings
     n_audios = 0 if audio_embeds is None else audio_embeds.shape[0]
     if int(is_audio.sum()) != n_audios:
         raise ValueError(

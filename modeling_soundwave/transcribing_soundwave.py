@@ -235,11 +235,14 @@ def ctc_transcript(heard: Heard, starts: Sequence[int], duration: float, process
 def finish(transcript: Transcript, heard: Heard, config: Any) -> None:
     """Add what is known of a whole recording, and end everything with it: the last frame may reach beyond."""
     transcript.no_speech_prob, transcript.compression = no_speech_prob(heard), compression(heard, config)
-    # A padded window has more frames than the recording.
-    n_frames = ceil(round(transcript.duration / FRAME_S, 3))
-    transcript.blank_probs = heard.blank_log_probs[:n_frames].exp()
+    transcript.blank_probs = heard.blank_log_probs[: frames_of(transcript.duration)].exp()
     for timed in (*transcript.segments, *transcript.tokens, *transcript.words):
         timed.start, timed.end = (min(time, transcript.duration) for time in (timed.start, timed.end))
+
+
+def frames_of(duration: float) -> int:
+    """Aligned frames of a recording of so many seconds; a padded window has more."""
+    return ceil(round(duration / FRAME_S, 3))
 
 
 def spread_from(peaks: Sequence[Span], start: int, end: int) -> list[Span]:

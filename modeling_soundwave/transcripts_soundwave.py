@@ -32,7 +32,7 @@ class Word:
 
 @dataclass
 class Segment:
-    """A stretch of a recording that was transcribed as one: between two seams of windows."""
+    """A stretch of a recording that was transcribed as one: between two seams of windows, or two pauses."""
 
     text: str
     start: float
@@ -41,7 +41,7 @@ class Segment:
     words: list[Word] = field(default_factory=list)
     no_speech_prob: float | None = None  # probability that nothing is said
     compression: float | None = None  # aligned frames (40 ms) per position that the LLM sees
-    cut: bool = False  # the limit on new tokens ended the text
+    cut: bool = False  # a limit on new tokens ended the text
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Transcript:
 
     @property
     def cut(self) -> bool:
-        """Whether the limit on new tokens ended the text of a segment."""
+        """Whether a limit on new tokens ended the text of a segment."""
         return any(segment.cut for segment in self.segments)
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ FRAME_S = 0.04  # an aligned frame
 # A token begins before its peak: after a third of the pause since the last one, but at most so many frames before ...
 LEAD_FRAMES = 4
 TRAIL_FRAMES = 3  # ... and ends where the next one begins, at most so many frames after it
+SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")
 INCOMPLETE = "\ufffd"  # what bytes decode to that are no whole character
 LONGEST_CHARACTER = 16  # tokens; pieces of bytes may begin in one character and end in the next
 # Scripts without spaces, in which every character is a word of its own: first and last code point.

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from .transcripts_soundwave import Segment, TimedToken, Transcript, Word
-from .words_soundwave import group_words
+from .words_soundwave import SENTENCE_ENDS, group_words
 
 LINE_WIDTH = 42  # columns of a subtitle line; a wide character takes two
 CUE_S = 7.0  # longest time that a subtitle stands ...
 SHORTEST_CUE_S = 1.0  # ... and the shortest, where there is room
 PAUSE_S = 0.3  # a silence at which a subtitle may well end ...
 LONG_PAUSE_S = 2.0  # ... and one that it never spans
-SENTENCE_ENDS, CLAUSE_ENDS = (".", "?", "!", "…", "。", "？", "！"), (",", ";", ":", "、", "，", "；", "：")
+CLAUSE_ENDS = (",", ";", ":", "、", "，", "；", "：")
 CUE_COST, CLAUSE_COST, WORD_COST = 0.5, 0.3, 1.0  # of one more subtitle; of one that ends behind a clause, or anywhere
 SMALLEST_PROB = 1e-10  # JSON has no minus infinity
 MS, US = 1000, 1_000_000  # ticks per second

@@ -61,7 +61,7 @@ def test_columns_are_those_of_the_whole_softmax(allowed, blank, monkeypatch):
     head_kind = {"ctc_head": "separate"} if blank else {}
     model = tiny_models.tiny_model(ctc_token_ids=allowed, ctc_blank_id=blank, **head_kind)
     frames = torch.randn(30, D, dtype=torch.float64)
-    hidden, rows, blank_row = model.ctc_head(frames, model.ctc_rows())
+    hidden, rows, blank_row, _ = model.ctc_head(frames, model.ctc_rows())
     ids = allowed or list(range(60))
     whole = torch.cat([hidden @ rows.T, *([] if blank_row is None else [(hidden @ blank_row)[:, None]])], dim=1)
     whole = whole.detach().log_softmax(dim=-1)

@@ -60,6 +60,13 @@ def test_a_budget_holds_for_every_recording_and_the_compression_says_so():
         model.get_audio_features(**audio, max_audio_positions=0)
 
 
+def test_what_needs_no_merging_is_as_without_a_budget():
+    """A row must not change because a longer one stands beside it."""
+    features = torch.randn(2, 9, 33, generator=torch.Generator().manual_seed(0))
+    merged, lengths = merge_similar(features, torch.tensor([9, 4]), 5)
+    assert lengths.tolist() == [5, 4] and torch.equal(merged[1, :4], features[1, :4])
+
+
 def test_a_trained_budget_gets_gradients():
     model, batch = tiny_model().train(), batch_of([[3, mel(100, 1), 5, 6]], labels=True)
     model(**batch, max_audio_positions=3).loss.backward()

@@ -104,3 +104,14 @@ def test_memory_that_does_not_suffice(folder, batch, tmp_path):
     places = set(model.hf_device_map.values())
     assert places == {"cpu", "disk"}, json.dumps(model.hf_device_map)
     assert_equal_to_whole(model, folder, batch)
+
+
+def test_transcripts_and_drafts_with_the_encoder_on_disk(folder, batch, tmp_path):
+    """The first parameter is nowhere then: inputs must not follow it."""
+    model = placed(folder, dict.fromkeys(PARTS, "cpu") | {"audio_tower": "disk"}, tmp_path)
+    whole = SoundwaveForConditionalGeneration.from_pretrained(folder, dtype=torch.float64)
+    windows = batch["input_features"], batch["input_features_mask"]
+    for (heard, _), (expected, _) in zip(model.hear(*windows), whole.hear(*windows), strict=True):
+        assert torch.equal(heard.token_ids, expected.token_ids)
+    drafted = model.generate(**batch, max_new_tokens=4, ctc_draft=True)
+    assert torch.equal(drafted, whole.generate(**batch, max_new_tokens=4))

@@ -128,6 +128,7 @@ def test_confident_tokens_are_taken_over_only_when_asked_for(model, rows):
         ({"ctc_draft": True, "num_return_sequences": 2}, "num_return_sequences"),
         ({"ctc_draft": True, "cache_implementation": "static"}, "dynamic"),
         ({"ctc_draft": True, "output_scores": True, "return_dict_in_generate": True}, "single row"),
+        ({"ctc_draft": True, "assistant_model": object()}, "both draft"),
         ({"draft_confidence": 0.9}, "give ctc_draft=True"),
         ({"ctc_draft": [[], [], []], "draft_confidence": 0.9}, "ctc_draft=True"),
         ({"ctc_draft": True, "draft_confidence": 95}, "probability"),

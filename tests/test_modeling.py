@@ -177,6 +177,9 @@ def test_nan_is_refused_and_named():
     [
         ({"input_features": torch.zeros(1, MEL_BINS + 1, 8).double()}, "expected \\(n_windows, 16, T\\)"),
         ({"input_features": torch.zeros(1, MEL_BINS, 4 * 99).double()}, "multiple of 4 up to 160"),
+        ({"input_features": torch.zeros(0, MEL_BINS, 8).double()}, "hold nothing"),
+        ({"input_features_mask": torch.zeros(1, 36)}, "window 0 is masked whole"),
+        ({"input_features": torch.zeros(1, MEL_BINS, 0).double()}, "hold nothing"),
         ({"windows_per_audio": torch.tensor([2])}, "windows_per_audio counts 2"),
         ({"input_ids": torch.tensor([[3, 4]])}, "0 audio tokens .* but 1 recordings"),
         ({"input_ids": torch.tensor([[AUDIO_ID, AUDIO_ID]])}, "2 audio tokens .* but 1 recordings"),
@@ -199,6 +202,8 @@ def test_nothing_that_was_given_is_ignored():
         model(inputs_embeds=torch.zeros(1, 2, 32).double(), **audio)
     with pytest.raises(ValueError, match="ctc_labels need labels"):
         model(**batch, ctc_labels=torch.tensor([[4]]), ctc_label_lengths=torch.tensor([1]))
+    with pytest.raises(ValueError, match="No prompt: give input_ids"):
+        model(**audio)
     with pytest.raises(ValueError, match="every recording has a window"):
         model(**(batch | {"windows_per_audio": torch.tensor([1, 0])}))
 
@@ -346,6 +351,17 @@ def test_parameter_counts_are_the_papers():
         inject_adapter_in_model(lora, model.language_model)
         trained = sum(p.numel() for name, p in model.language_model.named_parameters() if "lora_" in name)
         assert trained == 54_525_952
+
+
+@pytest.mark.parametrize("field", ["max_audio_positions", "max_transcript_seconds"])
+def test_bounds_are_more_than_nothing(field):
+    with pytest.raises(ValueError, match=f"{field} is 0, expected more than 0"):
+        tiny_config(**{field: 0})
+
+
+def test_padding_that_counts_needs_full_windows():
+    with pytest.raises(ValueError, match="depend on the batch"):
+        tiny_config(mask_padding=False, audio_padding="longest")
 
 
 @pytest.mark.parametrize("field", ["alignment_attention", "shrink_context", "ctc_head", "audio_padding"])

@@ -85,6 +85,12 @@ def test_a_hole_in_the_mask_is_an_error(mask):
         splice_audio(ids, torch.tensor([mask]), torch.zeros(1, 3, 2), AUDIO, None, None)
 
 
+def test_an_empty_list_of_recordings_is_none():
+    ids, text = torch.tensor([[7, 8]]), torch.randn(1, 2, 3)
+    out = splice_audio(ids, torch.ones_like(ids), text, AUDIO, torch.zeros(0, 4, 3), torch.zeros(0, dtype=torch.long))
+    assert torch.equal(out.inputs_embeds, text) and out.audio_positions is None
+
+
 def test_counts_that_differ_are_an_error():
     ids = torch.tensor([[AUDIO, 8, AUDIO]])
     with pytest.raises(ValueError, match="2 audio tokens .* but 1 recordings"):

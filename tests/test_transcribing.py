@@ -226,6 +226,16 @@ class TestLLM:
         short = lively.transcribe(samples, processor, RATE, max_new_tokens=4)
         assert short.cut and short.segments[0].cut and short.token_ids == whole.token_ids[:4]
 
+    def test_the_end_of_the_context_cuts_and_says_so(self, lively, processor):
+        samples, small = noise(1.5), copy.deepcopy(lively)
+        whole = lively.transcribe(samples, processor, RATE, max_new_tokens=20)
+        positions = len(processor.transcription_ids()) - 1 + round(38 / whole.compression)
+        small.config.text_config.max_position_embeddings = positions + 5
+        short = small.transcribe(samples, processor, RATE, max_new_tokens=20)
+        assert len(whole.token_ids) > 5 and short.token_ids == whole.token_ids[:5] and short.cut
+        with pytest.raises(ValueError, match="max_new_tokens is 0"):
+            lively.transcribe(samples, processor, RATE, max_new_tokens=0)
+
     def test_silence_is_not_asked_about(self, lively, processor):
         silent = copy.deepcopy(lively)
         with torch.no_grad():

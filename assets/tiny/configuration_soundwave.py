@@ -26,7 +26,8 @@ class SoundwaveConfig(PreTrainedConfig):
         shrinking_num_heads: heads of the look-back attention; ``None`` = the LLM's.
         shrinking_dropout: probability, on the look-back attention weights.
         keep_blanks: whether a run of CTC blanks keeps one position (published code) or none.
-        mask_padding: whether frames beyond a recording's end are masked; the published code counts them all.
+        mask_padding: whether frames beyond a recording's end are masked; the published code counts them all
+            (which needs full windows: ``audio_padding="max_length"``).
         ctc_head: ``"tied"`` scores with the LLM's input embeddings, frozen, times a trained scale; ``"separate"``
             with a matrix of its own, initialised from them.
         ctc_blank_id: ``None`` = a trained blank row beside the matrix; an id = that row *is* the blank (released
@@ -94,6 +95,14 @@ class SoundwaveConfig(PreTrainedConfig):
         for name, choices in self._CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"SoundwaveConfig.{name} is {getattr(self, name)!r}, expected one of {choices}.")
+        for name in ("max_audio_positions", "max_transcript_seconds"):
+            if (bound := getattr(self, name)) is not None and bound <= 0:
+                raise ValueError(f"SoundwaveConfig.{name} is {bound}, expected more than 0, or None for no bound.")
+        if self.audio_padding == "longest" and not self.mask_padding:
+            raise ValueError(
+                "SoundwaveConfig.mask_padding is False with audio_padding 'longest': how much padding counts would "
+                "depend on the batch; set mask_padding or audio_padding='max_length'."
+            )
         text = self.text_config
         self.alignment_num_heads = self.alignment_num_heads or text.num_attention_heads
         self.shrinking_num_heads = self.shrinking_num_heads or text.num_attention_heads

@@ -19,13 +19,12 @@ from .aligning_soundwave import SoundwaveAligningMixin
 from .configuration_soundwave import SoundwaveConfig
 from .ctc_soundwave import CTCHead
 from .loading_soundwave import SoundwaveLoadingMixin
-from .seams_soundwave import collapse_runs, pack_rows, seam_windows
+from .seams_soundwave import collapse_runs, pack_rows, runs_of, seam_windows
 from .shrinking_soundwave import AlignmentAdapter, ShrinkingAdapter, merge_similar
 from .streaming_soundwave import SoundwaveStreamingMixin
-from .transcribing_soundwave import SoundwaveTranscribingMixin
+from .transcribing_soundwave import MEL_PER_ALIGNED_FRAME, SoundwaveTranscribingMixin
 
 MEL_PER_ENCODER_FRAME = 2  # 10 ms -> 20 ms
-MEL_PER_ALIGNED_FRAME = 4  # 10 ms -> 40 ms
 # Through a frozen encoder at once: enough of Whisper's windows to keep the device busy, few enough for a CPU's caches.
 MEL_FRAMES_PER_PASS = {"cpu": 2 * 3000, "other": 16 * 3000}
 SIMILAR = 0.75  # of the longest window of a pass, the shortest: no more than a quarter of a pass is padding
@@ -84,6 +83,11 @@ class SoundwavePreTrainedModel(SoundwaveLoadingMixin, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: that of the first part that is not on disk; accelerate brings those for a call."""
+        return next((p.device for p in self.parameters() if not p.is_meta), torch.device("cpu"))
 
     def _init_weights(self, module):
         if isinstance(module, nn.Linear):
@@ -211,16 +215,19 @@ class SoundwaveForCTC(
                 of windows differ.
         """
         self._check_audio(input_features, input_features_mask, windows_per_audio, window_offsets, encoder_features)
+        mask = None
+        if input_features_mask is not None and self.config.mask_padding:
+            mask = input_features_mask[:, ::MEL_PER_ALIGNED_FRAME].bool()
+            counts = mask.sum(dim=1).tolist()  # asked before the encoder keeps a GPU busy
+            if min(counts) < 1:
+                raise ValueError(f"window {counts.index(0)} is masked whole; leave out a recording without samples.")
+            mask = mask[:, : max(counts)]  # what is masked for every window costs nothing from here on
         if encoder_features is None:
             encoder_features = self.encode(input_features, input_features_mask)
         n, E, _ = encoder_features.shape
-        A = E // 2
-        if input_features_mask is None or not self.config.mask_padding:
-            mask = torch.ones(n, A, dtype=torch.bool, device=encoder_features.device)
-        else:
-            mask = input_features_mask[:, ::MEL_PER_ALIGNED_FRAME][:, :A].bool()
-            A = int(mask.sum(dim=1).max())  # what is masked for every window costs nothing from here on
-            mask = mask[:, :A]
+        if mask is None:
+            mask = torch.ones(n, E // 2, dtype=torch.bool, device=encoder_features.device)
+        A = mask.shape[1]
         frames = self.alignment_adapter(encoder_features[:, : 2 * A], mask)  # (n_windows, A, D)
         mask = mask.to(frames.device)  # a device map may move them
         whole = windows_per_audio is None or len(windows_per_audio) == n
@@ -258,6 +265,10 @@ class SoundwaveForCTC(
         bins, longest = self.config.audio_config.num_mel_bins, self.config.window_mel_frames
         if encoder_features is None and (features.dim() != 3 or features.shape[1] != bins):
             raise ValueError(f"input_features have shape {tuple(features.shape)}, expected (n_windows, {bins}, T).")
+        if not features.numel():
+            raise ValueError(
+                f"audio features of shape {tuple(features.shape)} hold nothing; leave them out without a recording."
+            )
         frames = features.shape[-1] if encoder_features is None else features.shape[1] * MEL_PER_ENCODER_FRAME
         if frames % MEL_PER_ALIGNED_FRAME or frames > longest:
             raise ValueError(
@@ -276,13 +287,12 @@ class SoundwaveForCTC(
         if not self.training and not bool(torch.isfinite(features).all()):
             raise ValueError("audio features hold NaN or infinite values; check the recordings for them.")
         if windows_per_audio is not None:
-            if bool((windows_per_audio < 1).any()):
-                raise ValueError(f"windows_per_audio is {windows_per_audio.tolist()}; every recording has a window.")
-            if int(windows_per_audio.sum()) != features.shape[0]:
-                raise ValueError(
-                    f"windows_per_audio counts {int(windows_per_audio.sum())} windows, but {features.shape[0]} came."
-                )
-            if window_offsets is None and len(windows_per_audio) != features.shape[0]:
+            counts = windows_per_audio.tolist()
+            if min(counts, default=1) < 1:
+                raise ValueError(f"windows_per_audio is {counts}; every recording has a window.")
+            if sum(counts) != n:
+                raise ValueError(f"windows_per_audio counts {sum(counts)} windows, but {n} came.")
+            if window_offsets is None and len(counts) != n:
                 raise ValueError("a recording of several windows needs window_offsets (n_windows,) in mel frames.")
 
     def ctc_losses(self, aligned: AlignedAudio, ctc_labels, ctc_label_lengths) -> tuple[torch.Tensor, torch.Tensor]:
@@ -325,11 +335,10 @@ class SoundwaveForCTC(
     @torch.no_grad()
     def transcribe_ids(self, **audio_inputs) -> list[list[int]]:
         """Greedy CTC: the LLM token ids of each recording, runs collapsed and blanks dropped."""
-        aligned, blank = self.align(**audio_inputs), self.config.blank_id
-        mask, token_ids = aligned.mask, aligned.token_ids
-        assert token_ids is not None  # greedy by default
-        keep = collapse_runs(token_ids, mask, blank, keep_blanks=False) & (token_ids != blank)
-        return [ids[k].tolist() for ids, k in zip(token_ids, keep, strict=True)]
+        aligned = self.align(**audio_inputs)
+        assert aligned.token_ids is not None  # greedy by default
+        rows = zip(aligned.token_ids, aligned.mask, strict=True)
+        return [runs_of(ids[valid].tolist(), self.config.blank_id) for ids, valid in rows]
 
 
 class SoundwaveModel(SoundwaveForCTC):

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from .seams_soundwave import best_cut, runs_of
-from .transcribing_soundwave import SAMPLING_RATE, Heard, ctc_transcript, decoded, joined
+from .transcribing_soundwave import MEL_PER_ALIGNED_FRAME, SAMPLING_RATE, Heard, ctc_transcript, decoded, joined
 from .transcripts_soundwave import PartialTranscript
+from .words_soundwave import INCOMPLETE
 
 SAMPLES_PER_FRAME = 640  # 40 ms
 STEP = SAMPLING_RATE // 2  # samples of new audio for which the window is decoded anew: half a second
 LAG_SHARE = 30  # of a window (1 s of Whisper's): at the end of what is heard, words may be half
 CONTEXT = 8  # tokens before new ones that tell how these are written
-INCOMPLETE = "\ufffd"  # what the first bytes of a character decode to
 
 
 class SoundwaveStreamingMixin:
@@ -65,9 +65,8 @@ class _Stream:
         self.model = model
         self.processor = processor
         self.blank: int = model.config.blank_id
-        window = model.config.window_mel_frames // 4
-        self.window, self.lag = window, -(-window // LAG_SHARE)  # frames
-        self.step = model.config.window_mel_frames * 5 // 6 // 4  # frames from one window to the next
+        window = model.config.window_mel_frames // MEL_PER_ALIGNED_FRAME  # frames
+        self.step, self.lag = window * 5 // 6, -(-window // LAG_SHARE)  # from one window to the next; not yet certain
         self.start = 0  # frame at which the window begins
         self.buffer = torch.zeros(window * SAMPLES_PER_FRAME)  # the window, as far as it was heard:
         self.n_samples = 0

@@ -122,7 +122,7 @@ def _forward(model, cache, rows: list[Row], past: int, prompt: tuple | None) -> 
     """One forward of the LLM over the rows' blocks, behind ``prompt`` or ``past`` cached positions: (b, Q + 1, V)."""
     fed = [row.fed() for row in rows]
     width = max(map(len, fed))
-    device = model.device
+    device = rows[0].prompt.device  # a device map may have put the speech side elsewhere
     ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in fed], dtype=torch.long, device=device)
     lengths = torch.tensor([row.length for row in rows], device=device)[:, None]
     ends = torch.tensor([past + len(tokens) for tokens in fed], device=device)[:, None]
