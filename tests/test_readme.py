@@ -111,3 +111,9 @@ def test_results_are_those_of_the_results_file():
     results = json.loads((RESULTS / "quickstart.json").read_text(encoding="utf-8"))
     shown = README.split("<!-- results: begin")[1].split("<!-- results: end -->")[0]
     assert table(results) in shown
+
+
+def test_speed_is_that_of_the_results_files():
+    from benchmarks.speed_table import table
+
+    assert table() in README.split("<!-- speed: begin")[1].split("<!-- speed: end -->")[0]

@@ -1,0 +1,62 @@
+"""The README's table of speed, from the result files: `python benchmarks/speed_table.py`."""
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def read(name: str) -> dict:
+    """The figures of one benchmark."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table() -> str:
+    """Markdown rows of ratios, each measured against its baseline in the same run."""
+    peers, drafting, long_audio = read("peers"), read("drafting"), read("long_audio")
+    first = {row["seconds"]: row["ratio"] for row in peers["qwen2_audio"]["time_to_first_token_s"]}
+    batches = {row["batch"]: row["ratio"] for row in peers["qwen2_audio"]["clips_per_second_32_tokens"]}
+    published = peers["published"]["ratio"]
+    one, eight = drafting["batch 1"], drafting["batch 8"]
+    peer, plain = "Qwen2-Audio of the same widths", "plain decoding"
+
+    def drafted(part: str, figure: str) -> str:
+        return times(one[part][figure], eight[part][figure])
+
+    rows = [
+        ("recordings per second, batch 1 / 8", "the published way", times(published["batch 1"], published["batch 8"])),
+        ("time to the first token, 3 / 10 / 30 s clip", peer, times(first[3], first[10], first[30])),
+        ("clips per second, 32 tokens, batch 1 / 8", peer, times(batches[1], batches[8])),
+        ("second turn of a chat, kept embeddings", "encoded again", times(peers["chat_second_turn_s"]["ratio"])),
+        ("LLM forwards saved by drafts, batch 1 / 8", plain, drafted("llm", "times_fewer_forwards")),
+        ("speed of drafted decoding, batch 1 / 8", plain, drafted("llm", "times_less_wall_time")),
+        ("the same, speech side included, batch 1 / 8", plain, drafted("generate", "times_less_wall_time")),
+    ]
+    for method, runs in long_audio["runs"].items():
+        minutes = {round(run["audio_s"] / 60): run for run in runs}
+        last = max(minutes)
+        rows.append(
+            (
+                f"{method.upper()} transcript of {last} min: memory / time per second of audio",
+                "of 10 min",
+                times(
+                    minutes[last]["process_mib"] / minutes[10]["process_mib"], pace(minutes[last]) / pace(minutes[10])
+                ),
+            )
+        )
+    lines = [f"| {what} | {baseline} | {ratio} |" for what, baseline, ratio in rows]
+    return "\n".join(["| | baseline | ratio |", "| --- | --- | --- |", *lines])
+
+
+def times(*ratios: float) -> str:
+    """Ratios as text."""
+    return " / ".join(f"{ratio:.2f}" for ratio in ratios)
+
+
+def pace(run: dict) -> float:
+    """Seconds of work per second of audio."""
+    return run["seconds"] / run["audio_s"]
+
+
+if __name__ == "__main__":
+    print(table())
