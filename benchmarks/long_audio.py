@@ -4,8 +4,8 @@
     python benchmarks/long_audio.py --minutes 10 60 --methods ctc
 
 The tiny model transcribes WAV files of repeated synthesized sentences, read as streams: with the CTC head alone
-("ctc") and with the LLM ("llm", "draft": with CTC drafts). Memory is the whole process's peak ("process_mib"), and what
-it takes beyond what it holds with the model loaded and one window transcribed ("peak_mib"). Writes
+("ctc") and with the LLM ("llm", "draft": with CTC drafts). Memory is the whole process's peak ("process_mib"), and
+what it takes beyond what it holds with the model loaded and one window transcribed ("peak_mib"). Writes
 results/long_audio.json and two plots.
 """
 
