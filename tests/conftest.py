@@ -33,6 +33,11 @@ SAMPLING_RATE = 16_000
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Encoded audio holds the time it was made at: as a test's name it would differ between two test processes."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def _deterministic():
     """Seed, and keep to one thread: tests run side by side and the tensors are tiny."""
