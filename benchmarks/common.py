@@ -54,11 +54,16 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
     return (0.1 * samples).astype(np.float32)
 
 
+def command() -> str:
+    """What was typed to run this script."""
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
 def write(name: str, figures: dict, device: str = "cpu") -> Path:
     """``results/NAME.json``: the figures, the command that made them, the machine and the versions."""
     cuda = device.startswith("cuda")
     made = {
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": command(),
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "versions": {package: version(package) for package in ("torch", "transformers")},

@@ -83,6 +83,18 @@ def whisper_config(shape: Shape) -> WhisperConfig:
     )
 
 
+def random_model(kind, config, device: str, dtype: torch.dtype):
+    """A model made where and as it will run: at full size there is no room for a copy."""
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return kind(config).eval()
+    finally:
+        torch.set_default_dtype(default)
+
+
 class Soundwave:
     """Our model as `generate` runs it. ``batch`` recordings at once, in "longest" padding."""
 
@@ -106,12 +118,7 @@ class Soundwave:
             audio_token_id=shape.vocabulary,
             audio_padding="longest",
         )
-        torch.manual_seed(0)
-        with torch.device(device):
-            default = torch.get_default_dtype()
-            torch.set_default_dtype(dtype)
-            self.model = SoundwaveForConditionalGeneration(config).eval()
-            torch.set_default_dtype(default)
+        self.model = random_model(SoundwaveForConditionalGeneration, config, device, dtype)
         self.model.generation_config.eos_token_id = None
         self.inject = Injected(self.model.ctc_head, shape.vocabulary)
         self.model.ctc_head.labels = self.inject
@@ -140,6 +147,8 @@ class Published:
     def __init__(self, soundwave: Soundwave):
         self.ours = soundwave
         self.model = soundwave.model
+        # A matrix of its own, as the published layout has: made once, no part of what is timed.
+        self.rows = torch.cat([self.model.get_input_embeddings().weight, self.model.ctc_head.blank[None]]).detach()
 
     @torch.inference_mode()
     def answer(self, waveforms: list[np.ndarray], new_tokens: int) -> list[torch.Tensor]:
@@ -152,8 +161,7 @@ class Published:
         encoded = model.audio_tower(mel.to(self.ours.device, self.ours.dtype)).last_hidden_state
         everything = torch.ones(1, encoded.shape[1] // 2, dtype=torch.bool, device=encoded.device)
         frames = model.alignment_adapter(encoded, everything)  # (1, 750, D)
-        rows = torch.cat([model.get_input_embeddings().weight, head.blank[None]])
-        scores = head.scaled(frames) @ rows.T  # (1, 750, V)
+        scores = head.scaled(frames) @ self.rows.T  # (1, 750, V)
         ids = scores.argmax(dim=-1)[0]
         spoken = min(len(ids), round(len(waveform) / SAMPLING_RATE * ALIGNED_FRAMES_PER_SECOND))
         ids = torch.full_like(ids, head.blank_id)  # speech-like labels, and the padding is blank
@@ -201,12 +209,7 @@ class Qwen2Audio:
             },
             audio_token_index=shape.vocabulary - 1,
         )
-        torch.manual_seed(0)
-        with torch.device(device):
-            default = torch.get_default_dtype()
-            torch.set_default_dtype(dtype)
-            self.model = Qwen2AudioForConditionalGeneration(config).eval()
-            torch.set_default_dtype(default)
+        self.model = random_model(Qwen2AudioForConditionalGeneration, config, device, dtype)
         self.model.generation_config.eos_token_id = None
         self.model.generation_config.pad_token_id = 0
         self.extractor = WhisperFeatureExtractor(feature_size=shape.mel_bins)

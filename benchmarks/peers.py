@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from common import SAMPLING_RATE, figure, median, noise, paired, save, timed, write
+from common import RESULTS, SAMPLING_RATE, command, figure, median, noise, paired, save, timed, write
 from contenders import SMALL, TOKENS_PER_SECOND, Published, Qwen2Audio, Soundwave
 
 BATCH = 8
@@ -131,10 +131,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with manifest.jsonl and speech/; without: noise")
     parser.add_argument("--clips", type=int, help="only every so many clips: a quick look")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--only-published", action="store_true", help="measure (a) anew, keep the rest of the results")
     arguments = parser.parse_args()
     recordings = clips(arguments.data)
     recordings = recordings[:: max(1, len(recordings) // arguments.clips)] if arguments.clips else recordings
     soundwave = Soundwave(SMALL)
+    if arguments.only_published:
+        kept = json.loads((RESULTS / "peers.json").read_text(encoding="utf-8"))
+        kept["published"] = {"command": command(), **against_published(soundwave, recordings)}
+        (RESULTS / "peers.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+        print(json.dumps(kept["published"], indent=1))
+        return
     figures = {
         "note": "random weights; CTC labels injected at 3.3 tokens per second",
         "qwen2_audio": against_qwen2_audio(soundwave, arguments.repeats),
