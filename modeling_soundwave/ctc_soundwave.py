@@ -149,7 +149,7 @@ def linear_argmax(hidden: torch.Tensor, weight: torch.Tensor, blank_weight: torc
     best = []
     for chunk in flat.split(FRAMES_PER_ARGMAX):
         top, index = chunk.new_full((len(chunk),), -torch.inf), torch.zeros_like(chunk[:, 0], dtype=torch.long)
-        block = max(MIN_ROWS, SCORES_AT_ONCE // max(len(chunk), 1))
+        block = max(MIN_ROWS, SCORES_AT_ONCE // max(len(chunk), 1) // MIN_ROWS * MIN_ROWS)
         for start in range(0, len(weight), block):
             score, row = (chunk @ weight[start : start + block].T).max(dim=-1)
             better = score > top

@@ -25,8 +25,8 @@ from .streaming_soundwave import SoundwaveStreamingMixin
 from .transcribing_soundwave import MEL_PER_ALIGNED_FRAME, SoundwaveTranscribingMixin
 
 MEL_PER_ENCODER_FRAME = 2  # 10 ms -> 20 ms
-# Through a frozen encoder at once: enough of Whisper's windows to keep the device busy, few enough for a CPU's caches.
-MEL_FRAMES_PER_PASS = {"cpu": 2 * 3000, "other": 16 * 3000}
+# Through a frozen encoder at once: one of Whisper's windows is the quickest on a CPU, a GPU wants more to keep busy.
+MEL_FRAMES_PER_PASS = {"cpu": 3000, "other": 16 * 3000}
 SIMILAR = 0.75  # of the longest window of a pass, the shortest: no more than a quarter of a pass is padding
 
 
@@ -193,6 +193,8 @@ class SoundwaveForCTC(
         x = F.dropout(x, p=tower.dropout, training=tower.training)
         mask = None if features_mask is None else features_mask[:, ::MEL_PER_ENCODER_FRAME]
         mask = create_bidirectional_mask(config=tower.config, inputs_embeds=x, attention_mask=mask)
+        if isinstance(mask, torch.Tensor) and mask.dim() == 4 and mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(~mask, -torch.inf)  # or each layer makes it anew
         for layer in tower.layers:
             x = layer(x, mask)
         return tower.layer_norm(x)
