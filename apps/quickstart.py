@@ -28,9 +28,9 @@ from soundwave.eval.evaluate import evaluate_files
 from soundwave.eval.results import TaskResult
 from soundwave.model_card.build_card import CardFacts, build_card, data_summary
 from soundwave.model_card.push_to_hub import push_stage
+from soundwave.training.checkpoints import LOG
 from soundwave.training.data import load_rows
 from soundwave.training.encoder_cache import EncoderCache
-from soundwave.training.progress import LOG
 from soundwave.training.stages import load_config
 from soundwave.training.tiny.corpus import CorpusSettings, build_corpus
 from soundwave.training.tiny.pretrain import pretrain

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from soundwave.training.progress import PRIVATE
+from soundwave.training.checkpoints import PRIVATE
 
 
 def push_stage(folder: str | Path, repo_id: str, revision: str | None = None, private: bool = False) -> str:

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from soundwave.model_card.figures import CardError
-from soundwave.training.progress import LOG
+from soundwave.training.building import build_model
+from soundwave.training.checkpoints import LOG
 from soundwave.training.stages import ConfigError, StageConfig, load_config
-from soundwave.training.train import build_model, main, run_stage
+from soundwave.training.train import main, run_stage
 from tests.local_hub import LocalHub
 from tests.training_rows import write_rows
 

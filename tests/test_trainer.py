@@ -11,18 +11,18 @@ from transformers import TrainingArguments
 from trl import SFTConfig
 
 from soundwave.training.augment import SpecAugment
+from soundwave.training.checkpoints import last_complete_checkpoint
 from soundwave.training.data import load_rows
+from soundwave.training.freezing import freeze
 from soundwave.training.lora import add_lora, is_lora
 from soundwave.training.mixture import MixtureSampler
-from soundwave.training.progress import last_complete_checkpoint
 from soundwave.training.stages import STAGES, ConfigError
 from soundwave.training.trainer import (
     AlignmentTrainer,
     InstructionTrainer,
     ShrinkingTrainer,
-    edit_distance,
-    freeze,
 )
+from soundwave.training.validation import edit_distance
 from tests.test_modeling import batch_of, mel
 from tests.tiny_models import tiny_model as tiny_modules
 from tests.training_rows import write_rows

@@ -1,53 +1,9 @@
-"""What a run leaves on the screen and on disk while it goes: progress bar, log lines, checkpoints that count."""
+"""What a run leaves on the screen and on disk while it goes: progress bar and log lines."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
-
-from soundwave.training.stages import ConfigError
-
-LOG = "train_log.jsonl"
-# Of a checkpoint folder: what only a resumed run needs, and what must not leave this machine.
-PRIVATE = [
-    "checkpoint-*",
-    "_*",
-    "optimizer*",
-    "scheduler*",
-    "scaler*",
-    "rng_state*",
-    "trainer_state.json",
-    "training_args.bin",
-]
-MARKER = "trainer_state.json"  # written last: a checkpoint without a whole one was cut short
-
-
-def last_complete_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint of a run whose marker is whole, or `None`."""
-    found = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for path in found:
-        try:
-            json.loads((path / MARKER).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            continue
-        return path
-    return None
-
-
-def refuse_old_checkpoints(folder: str | Path) -> None:
-    """Keep a new run out of a folder that holds another run's checkpoints: both would be numbered alike.
-
-    Raises:
-        ConfigError: naming the newest of them.
-    """
-    found = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
-    if found:
-        raise ConfigError(
-            f"output_dir {folder} holds {len(found)} checkpoint(s) of an earlier run, the newest {found[-1].name}: go "
-            "on from it with resume=true, name another output_dir, or remove the checkpoint-* folders."
-        )
 
 
 class StageCallback(TrainerCallback):

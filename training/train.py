@@ -15,20 +15,17 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import TrainingArguments, set_seed
-from trl import SFTConfig
 
 from soundwave.model_card.build_card import build_card, check_name, llama_version
-from soundwave.modeling_soundwave import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveForCTC
-from soundwave.modeling_soundwave.weights_soundwave import find_shards, read_tensors
-from soundwave.processing import SoundwaveProcessor
+from soundwave.training.arguments import resolve_dtype, training_arguments
 from soundwave.training.augment import SpecAugment
+from soundwave.training.building import build_model
+from soundwave.training.checkpoints import last_complete_checkpoint, refuse_old_checkpoints
 from soundwave.training.collator import SoundwaveCollator
 from soundwave.training.data import load_rows, recordings
 from soundwave.training.encoder_cache import EncoderCache
-from soundwave.training.lora import add_lora, is_lora, restore_lora
 from soundwave.training.mixture import MixtureSampler
-from soundwave.training.progress import last_complete_checkpoint, refuse_old_checkpoints
-from soundwave.training.stages import STAGES, ConfigError, StageConfig, check_field, load_config
+from soundwave.training.stages import STAGES, ConfigError, StageConfig, load_config
 from soundwave.training.trainer import (
     AlignmentTrainer,
     InstructionTrainer,
@@ -42,7 +39,6 @@ TRAINERS: dict[str, type[SoundwaveTrainerMixin]] = {
     "instruct": InstructionTrainer,
 }
 CONFIG_FILE = "stage_config.yaml"
-OUR_PARTS = ("alignment_adapter.", "ctc_head.", "shrinking_adapter.")
 
 
 def run_stage(config: StageConfig) -> Path:
@@ -94,86 +90,6 @@ def run_stage(config: StageConfig) -> Path:
     return Path(config.output_dir)
 
 
-def build_model(config: StageConfig, dtype: torch.dtype = torch.float32) -> tuple[Any, SoundwaveProcessor]:
-    """The model and processor that a stage begins with, LoRA injected where the stage trains it.
-
-    Stage I is a `SoundwaveForCTC`. The later stages begin with a stage I result (new shrinking adapter and LoRA), with
-    a result of stage II or III (whose LoRA goes on), or with the two components alone.
-
-    Args:
-        config: settings of the run.
-        dtype: of encoder and LLM; our own parts are fp32.
-
-    Raises:
-        ConfigError: when the stage has nothing to begin with, or for a setting that would have no effect.
-    """
-    for name in config.model:
-        check_field(name, sorted(SoundwaveConfig.__dataclass_fields__), "model.")
-    model, processor = (_from_components if config.start is None else _from_start)(config, dtype)
-    if config.ctc_weight is not None:
-        model.config.ctc_weight = config.ctc_weight
-    if "lora" in config.trains and not any(is_lora(name) for name, _ in model.named_parameters()):
-        add_lora(model, config.lora_r, config.lora_alpha, config.lora_targets, config.lora_dropout)
-    return model, processor
-
-
-def _from_components(config: StageConfig, dtype: torch.dtype) -> tuple[Any, SoundwaveProcessor]:
-    if config.audio_model is None or config.text_model is None:
-        raise ConfigError(
-            f"stage {config.stage} has nothing to begin with: set start to the repository of the stage before, or "
-            "audio_model and text_model to an encoder and an LLM."
-        )
-    # Model and processor must pad alike.
-    fields = {name: config.model[name] for name in ("audio_padding",) if name in config.model} | config.processor
-    processor = SoundwaveProcessor.from_components(config.audio_model, config.text_model, **fields)
-    kind = SoundwaveForCTC if config.stage == "align" else SoundwaveForConditionalGeneration
-    model = kind.from_components(
-        config.audio_model, config.text_model, processor.audio_token_id, dtype=dtype, **config.model
-    )
-    return model, processor
-
-
-def _from_start(config: StageConfig, dtype: torch.dtype) -> tuple[Any, SoundwaveProcessor]:
-    start, hub = str(config.start), {"revision": config.start_revision} if config.start_revision else {}
-    begun = SoundwaveConfig.from_pretrained(start, **hub)
-    processor = SoundwaveProcessor.from_pretrained(start, **hub)
-    from_stage_one = begun.architectures == ["SoundwaveForCTC"]
-    if config.stage == "align" and not from_stage_one:
-        raise ConfigError(f"{start} holds a {begun.architectures}; stage I goes on from a SoundwaveForCTC only.")
-    _refuse_without_effect(config, from_stage_one)
-    if config.stage == "align":
-        aligned = SoundwaveForCTC.from_pretrained(start, dtype=torch.float32, **hub)
-        aligned.audio_tower.to(dtype)
-        return aligned, processor
-    goes_on = begun.lora is not None and "lora" in config.trains
-    kind = SoundwaveForConditionalGeneration
-    if from_stage_one:
-        model = kind.from_ctc(start, config.text_model, dtype=dtype, **hub, **config.model)
-        processor.audio_padding = model.config.audio_padding  # model and processor must pad alike
-    else:
-        model = kind.from_pretrained(start, merge_lora=not goes_on, dtype=dtype, **hub)
-    if dtype != torch.float32:  # our parts are fp32 in the file and must not be rounded between two stages
-        parameters = dict(model.named_parameters())
-        for name, tensor in read_tensors(find_shards(start, **hub), lambda name: name.startswith(OUR_PARTS)).items():
-            if name in parameters:
-                parameters[name].data = tensor
-    if goes_on:
-        restore_lora(model, start, config.lora_dropout, **hub)
-    return model, processor
-
-
-def _refuse_without_effect(config: StageConfig, from_stage_one: bool) -> None:
-    """Settings of new parts, where the parts come from `start`: said, because nothing would come of them."""
-    given = [f"processor.{name}" for name in config.processor]
-    if config.stage == "align" or not from_stage_one:  # stage II makes a new model around what stage I has
-        given += [f"model.{name}" for name in config.model]
-    if given:
-        raise ConfigError(
-            f"{', '.join(given)} would have no effect: with start, they are those of {config.start}. Leave them out "
-            "(processor={} model={} takes a file's back), or begin without start, from audio_model and text_model."
-        )
-
-
 def make_sampler(config: StageConfig, rows: Dataset) -> MixtureSampler:
     """The mixture of a run over its rows' tasks."""
     return MixtureSampler(
@@ -186,65 +102,6 @@ def make_sampler(config: StageConfig, rows: Dataset) -> MixtureSampler:
         multiple_of=config.global_batch,
         durations=rows["duration_s"][:] if config.bucket_batches else None,
         bucket_batches=config.bucket_batches,
-    )
-
-
-def resolve_dtype(config: StageConfig) -> torch.dtype:
-    """Type of the frozen parts: on a CPU bfloat16 is several times slower than float32."""
-    if config.dtype != "auto":
-        return getattr(torch, config.dtype)
-    return torch.bfloat16 if _on_gpu(config) else torch.float32
-
-
-def _on_gpu(config: StageConfig) -> bool:
-    return config.device == "auto" and torch.cuda.is_available()
-
-
-def training_arguments(config: StageConfig) -> TrainingArguments:
-    """The library's arguments for a run; accumulation follows from the global batch and the number of processes."""
-    dtype = resolve_dtype(config)
-    kind = SFTConfig if config.stage == "instruct" else TrainingArguments
-    return kind(
-        output_dir=config.output_dir,
-        max_steps=config.steps,
-        per_device_train_batch_size=config.per_device_batch,
-        per_device_eval_batch_size=config.per_device_batch,
-        gradient_accumulation_steps=config.accumulation(int(os.environ.get("WORLD_SIZE", "1"))),
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": config.min_lr_share},
-        warmup_steps=config.warmup_steps,
-        optim="adamw_torch",
-        weight_decay=config.weight_decay,
-        adam_beta1=config.adam_beta1,
-        adam_beta2=config.adam_beta2,
-        adam_epsilon=config.adam_epsilon,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        use_cpu=not _on_gpu(config),
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
-        activation_checkpointing=config.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
-        logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,
-        eval_strategy="no" if config.eval_steps is None else "steps",
-        eval_steps=config.eval_steps,
-        save_strategy="no" if config.save_steps is None else "steps",
-        save_steps=config.save_steps or 500,
-        save_total_limit=config.save_total_limit,
-        dataloader_num_workers=config.dataloader_workers,
-        dataloader_pin_memory=_on_gpu(config),
-        disable_tqdm=not config.progress,
-        report_to=config.report_to or "none",
-        remove_unused_columns=False,
-        # A batch without recordings still reaches every trained parameter, so nothing needs looking for.
-        ddp_find_unused_parameters=False,
-        push_to_hub=config.hub_model_id is not None,
-        hub_model_id=config.hub_model_id,
-        hub_revision=config.hub_revision,
-        hub_private_repo=config.hub_private,
-        hub_strategy=config.hub_strategy,
     )
 
 

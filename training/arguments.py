@@ -1,0 +1,68 @@
+"""A stage's settings as the library's arguments."""
+
+import os
+
+import torch
+from transformers import TrainingArguments
+from trl import SFTConfig
+
+from soundwave.training.stages import StageConfig
+
+
+def resolve_dtype(config: StageConfig) -> torch.dtype:
+    """Type of the frozen parts: on a CPU bfloat16 is several times slower than float32."""
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    return torch.bfloat16 if _on_gpu(config) else torch.float32
+
+
+def _on_gpu(config: StageConfig) -> bool:
+    return config.device == "auto" and torch.cuda.is_available()
+
+
+def training_arguments(config: StageConfig) -> TrainingArguments:
+    """The library's arguments for a run; accumulation follows from the global batch and the number of processes."""
+    dtype = resolve_dtype(config)
+    kind = SFTConfig if config.stage == "instruct" else TrainingArguments
+    return kind(
+        output_dir=config.output_dir,
+        max_steps=config.steps,
+        per_device_train_batch_size=config.per_device_batch,
+        per_device_eval_batch_size=config.per_device_batch,
+        gradient_accumulation_steps=config.accumulation(int(os.environ.get("WORLD_SIZE", "1"))),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": config.min_lr_share},
+        warmup_steps=config.warmup_steps,
+        optim="adamw_torch",
+        weight_decay=config.weight_decay,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_epsilon=config.adam_epsilon,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        use_cpu=not _on_gpu(config),
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        activation_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="no" if config.eval_steps is None else "steps",
+        eval_steps=config.eval_steps,
+        save_strategy="no" if config.save_steps is None else "steps",
+        save_steps=config.save_steps or 500,
+        save_total_limit=config.save_total_limit,
+        dataloader_num_workers=config.dataloader_workers,
+        dataloader_pin_memory=_on_gpu(config),
+        disable_tqdm=not config.progress,
+        report_to=config.report_to or "none",
+        remove_unused_columns=False,
+        # A batch without recordings still reaches every trained parameter, so nothing needs looking for.
+        ddp_find_unused_parameters=False,
+        push_to_hub=config.hub_model_id is not None,
+        hub_model_id=config.hub_model_id,
+        hub_revision=config.hub_revision,
+        hub_private_repo=config.hub_private,
+        hub_strategy=config.hub_strategy,
+    )

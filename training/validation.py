@@ -1,0 +1,76 @@
+"""Validation losses: means per token over all rows and devices, and the error rate of the CTC labels in stage I."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from soundwave.training.collator import IGNORED
+
+
+class ValidationMixin(Trainer):
+    """The trainers' `prediction_step`; what it returns has a row for each of the batch, so that it gathers."""
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss, and per row its share of the batch's sums: B rows each, which gather over devices."""
+        inputs = self._prepare_inputs(inputs)
+        counts = count_tokens(inputs)
+        with torch.no_grad():
+            outputs = self._forward(model, inputs, counts)
+        if prediction_loss_only:
+            return outputs.loss, None, None
+        B = len(inputs["labels"] if "labels" in inputs else inputs["windows_per_audio"])
+        sums = [0.0, float(counts[0]), 0.0, float(counts[1]), 0.0]
+        if "answer" in self.losses:
+            sums[0] = float(outputs.ce_loss * counts[0])
+        if outputs.ctc_loss is not None:
+            sums[2] = float(outputs.ctc_loss * counts[1].clamp(min=1))
+        if self.stage == "align":
+            blank = self.accelerator.unwrap_model(model).config.blank_id
+            sums[4] = float(_ctc_errors(outputs.token_ids, outputs.mask, blank, inputs))
+        rows = torch.tensor(sums, dtype=torch.float64).div(B).expand(B, -1).contiguous().to(self.args.device)
+        return outputs.loss, rows, rows[:, :1].contiguous()
+
+
+def count_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Labelled tokens and CTC target tokens of a batch, (2,)."""
+    labels, lengths = batch.get("labels"), batch.get("ctc_label_lengths")
+    return torch.stack(
+        [
+            torch.tensor(0) if labels is None else (labels != IGNORED).sum().cpu(),
+            torch.tensor(0) if lengths is None else lengths.clamp(min=0).sum().cpu(),
+        ]
+    )
+
+
+def mean_losses(prediction: Any) -> dict[str, float]:
+    """Mean losses per token over all rows, and the token error rate of the greedy CTC labels in stage I."""
+    ce, tokens, ctc, targets, errors = prediction.predictions.sum(axis=0).tolist()
+    metrics = {"ce_loss": ce / tokens} if tokens else {}
+    if targets:
+        metrics["ctc_loss"] = ctc / targets
+        if not tokens:  # stage I: only there are the greedy labels compared
+            metrics["token_error_rate"] = errors / targets
+    return metrics
+
+
+def _ctc_errors(token_ids: torch.Tensor, mask: torch.Tensor, blank: int, inputs: dict[str, torch.Tensor]) -> int:
+    """Edits between the greedy labels (n_audios, A) and the transcripts, over recordings that have one."""
+    errors = 0
+    lengths = inputs["ctc_label_lengths"].tolist()
+    for ids, valid, target, length in zip(token_ids, mask, inputs["ctc_labels"].tolist(), lengths, strict=True):
+        if length >= 0:
+            heard = [token for token in torch.unique_consecutive(ids[valid]).tolist() if token != blank]
+            errors += edit_distance(heard, target[:length])
+    return errors
+
+
+def edit_distance(hypothesis: Sequence[int], reference: Sequence[int]) -> int:
+    """Insertions, deletions and substitutions between two sequences."""
+    row = list(range(len(reference) + 1))
+    for i, token in enumerate(hypothesis, start=1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(reference, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (token != other))
+    return row[-1]
