@@ -43,11 +43,14 @@ REQUIRED = [
 ]
 
 EVAL = ["jiwer>=4.0"]
+TRAIN = [*EVAL, "matplotlib>=3.9", "tensorboard>=2.20"]  # live curves, the report's pictures, scored validation
 # espeakng-loader carries espeak-ng (GPL-3.0): a tool of the tiny preset, never imported by the library.
 TINY = [*EVAL, "espeakng-loader>=0.2.4", "matplotlib>=3.9", "soxr>=1.0"]
 SERVE = ["transformers[serving]>=5.23", "python-multipart>=0.0.20"]
 QUANTIZE = ["torchao>=0.18"]  # int8 weights of the LLM
+QLORA = ["bitsandbytes>=0.46.1"]  # training over an LLM in 4 bit
 DEV = [
+    *TRAIN,
     *TINY,
     *SERVE,
     *QUANTIZE,
@@ -71,7 +74,7 @@ setup(
     packages=list(PACKAGES),
     package_dir=PACKAGES,
     package_data={
-        "soundwave.training": ["configs/**/*.yaml"],
+        "soundwave.training": ["configs/**/*.yaml", "launch/*"],
         "soundwave.eval.metrics": ["*/*.py"],
         "soundwave.model_card": ["*.md"],
         "soundwave.assets": ["tiny/*"],
@@ -80,9 +83,11 @@ setup(
     install_requires=REQUIRED,
     extras_require={
         "eval": EVAL,
+        "train": TRAIN,
         "tiny": TINY,
         "serve": SERVE,
         "quantize": QUANTIZE,
+        "qlora": QLORA,
         "demo": ["gradio>=6.31"],
         "dev": DEV,
     },

@@ -20,6 +20,7 @@ DELEGATED = {
     "train": ("soundwave.training.train", "run one training stage: align, shrink or instruct"),
     "evaluate": ("soundwave.eval.evaluate", "answer test sets and score the answers"),
     "merge": ("soundwave.apps.merge", "write a stage as a standalone model, and its LLM alone"),
+    "push": ("soundwave.apps.push", "push a run to the Hub, or finish a push that was cut short"),
     "card": ("soundwave.model_card.build_card", "write the model card of a saved stage"),
     "convert": (
         "soundwave.modeling_soundwave.convert_released",

@@ -1,21 +1,22 @@
-"""The report's pictures: what the model makes of one utterance, and the learning curves.
+"""The report's picture of what the model makes of one utterance.
 
-``look_inside`` reads everything out of the model; ``draw_utterance`` and ``draw_curves`` only draw.
+``look_inside`` reads everything out of the model; ``draw_utterance`` only draws.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from soundwave.training.curves import ACCENT, DROPPED, INK, QUIET
+
 SECONDS_PER_MEL_FRAME = 0.01
 SECONDS_PER_ALIGNED_FRAME = 0.04
 #: Piece beginnings that say "a new word starts here": byte-level BPE and SentencePiece.
 WORD_STARTS = ("Ġ", "▁", " ")
-INK, QUIET, ACCENT, DROPPED = "#1b1f24", "#8c959f", "#c2410c", "#e3e7ec"
 
 
 @dataclass(frozen=True)
@@ -204,62 +205,3 @@ def _mel(hertz: float) -> float:
     from transformers.audio_utils import hertz_to_mel
 
     return float(hertz_to_mel(hertz, mel_scale="slaney"))  # Whisper's scale
-
-
-def draw_curves(path: str | os.PathLike[str], curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """PNG with one panel per training: loss over steps, faint as logged and bold as a running mean.
-
-    Args:
-        path: Of the picture.
-        curves: Title -> ``(step, loss)`` in order. Panels with nothing logged say so.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-    columns = min(len(curves), 3)
-    rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(4.0 * columns, 3.0 * rows), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, (title, curve) in zip(axes, curves.items(), strict=False):
-        axis.set_title(title, loc="left", fontsize=11, color=INK)
-        axis.spines[["top", "right"]].set_visible(False)
-        points = np.array([(s, v) for s, v in curve if np.isfinite(v)], dtype=float).reshape(-1, 2)
-        if not len(points):
-            axis.text(0.5, 0.5, "nothing logged", ha="center", va="center", color=QUIET, transform=axis.transAxes)
-            axis.set_axis_off()
-            continue
-        steps, losses = points.T
-        axis.plot(steps, losses, color=ACCENT, alpha=0.3, linewidth=1)
-        smooth = _running_mean(losses, len(losses) // 25)
-        axis.plot(steps, smooth, color=ACCENT, linewidth=2)
-        axis.annotate(
-            f"{smooth[-1]:.2f}",
-            (steps[-1], smooth[-1]),
-            xytext=(4, 0),
-            textcoords="offset points",
-            fontsize=9,
-            va="center",
-        )
-        if losses.min() > 0 and losses.max() > 4 * losses.min():  # within less than that, a linear axis has more ticks
-            axis.set_yscale("log")
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.yaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axis.grid(axis="y", color=DROPPED, linewidth=0.8)
-        axis.set_xlabel("Step")
-        axis.set_ylabel("Loss")
-        axis.margins(x=0.08)
-    for axis in axes[len(curves) :]:
-        axis.set_axis_off()
-    figure.savefig(path, facecolor="white")
-
-
-def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean over ``2 width + 1`` neighbours, fewer at the ends."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    low, high = np.maximum(index - width, 0), np.minimum(index + width + 1, len(values))
-    return (sums[high] - sums[low]) / (high - low)

@@ -23,14 +23,15 @@ from transformers.utils import logging
 
 from soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveProcessor
 from soundwave.apps.pictures import look_inside
-from soundwave.apps.report import StageSummary, print_summary, read_curve, write_report
+from soundwave.apps.report import StageSummary, print_summary, write_report
 from soundwave.eval.evaluate import evaluate_files
 from soundwave.eval.results import TaskResult
 from soundwave.model_card.build_card import CardFacts, build_card, data_summary
-from soundwave.model_card.push_to_hub import push_stage
+from soundwave.model_card.push_to_hub import PushError, push_stage
 from soundwave.training.checkpoints import LOG
 from soundwave.training.data import load_rows
 from soundwave.training.encoder_cache import EncoderCache
+from soundwave.training.report import TITLES, read_curve
 from soundwave.training.stages import load_config
 from soundwave.training.tiny.corpus import CorpusSettings, build_corpus
 from soundwave.training.tiny.pretrain import pretrain
@@ -41,7 +42,6 @@ from soundwave.training.tiny.tokenizer import SYSTEM_PROMPT
 from soundwave.training.train import run_stage
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs" / "tiny"
-TITLES = {"align": "Stage I: alignment", "shrink": "Stage II: shrinking", "instruct": "Stage III: instruction"}
 TRAINED = {
     "align": "alignment adapter and CTC head, by CTC; no LLM",
     "shrink": "both adapters and LoRA, by cross-entropy and CTC",
@@ -71,6 +71,8 @@ LIMITS = [
 ]
 ENCODER = "a Whisper-style encoder, pretrained by the same command on frame labels of the same speech (stage 0)"
 LLM = "a Llama-style model, pretrained by the same command on texts of the same grammar (stage 0)"
+
+PUSH_PATIENCE_S = 600.0  # then the quickstart goes on without the Hub
 
 # Runs where the package cannot be imported: what a user of the repository has.
 ASK_IN_A_FRESH_PROCESS = """
@@ -109,6 +111,7 @@ class Quickstart:
     smoke: bool = False
     progress: bool = True
     summaries: list[StageSummary] = field(default_factory=list)
+    not_pushed: set[str] = field(default_factory=set)  # stages that the Hub did not take
     facts: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> Path:
@@ -206,7 +209,13 @@ class Quickstart:
         ).save(folder)
         (folder / "README.md").write_text(build_card(folder, self.repository(stage)), encoding="utf-8")
         if self.organisation:
-            push_stage(folder, self.repository(stage))
+            try:
+                push_stage(folder, self.repository(stage), patience_s=PUSH_PATIENCE_S)
+            except PushError as error:
+                self.not_pushed.add(stage)
+                print(
+                    f"{error}\nPush it later: soundwave push {folder} --to {self.repository(stage)}", file=sys.stderr
+                )
         self.summaries.append(
             StageSummary(TITLES[stage], TRAINED[stage], seconds, config.steps, read_curve(folder / LOG), folder)
         )
@@ -256,7 +265,8 @@ class Quickstart:
         """Put a question that the model never heard to the last stage, in a fresh process through `AutoModel`."""
         started = time.perf_counter()
         row = load_rows(self.test_files(("spoken_qa", "asr_seen"))[0])[0]
-        source = self.repository("instruct") if self.organisation else str(self.folder("instruct").resolve())
+        pushed = self.organisation and "instruct" not in self.not_pushed
+        source = self.repository("instruct") if pushed else str(self.folder("instruct").resolve())
         recording = str(Path(row["audio"]["path"]).resolve())
         environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         result = subprocess.run(

@@ -4,7 +4,6 @@
 the screen. Both show figures of ``results.json`` only.
 """
 
-import json
 import os
 import shutil
 import textwrap
@@ -13,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from soundwave.apps.pictures import Utterance, draw_curves, draw_utterance
+from soundwave.apps.pictures import Utterance, draw_utterance
 from soundwave.eval.results import read_answers, read_results
 from soundwave.eval.scoring import METRICS
 from soundwave.eval.tasks import LOWER_IS_BETTER, METRIC_TITLES, TASKS
+from soundwave.training.curves import draw_curves
+from soundwave.training.report import duration, markdown_table
 
 CURVES_PICTURE = "learning_curves.png"
 UTTERANCE_PICTURE = "utterance.png"
@@ -44,14 +45,6 @@ class StageSummary:
     curve: Sequence[tuple[int, float]] = ()
     folder: str | os.PathLike[str] | None = None
     figures: Mapping[str, str] = field(default_factory=dict)
-
-
-def read_curve(log: str | os.PathLike[str], key: str = "loss") -> list[tuple[int, float]]:
-    """``(step, loss)`` of a training log: JSON lines, or a ``trainer_state.json`` with its ``log_history``."""
-    path = Path(log)
-    text = path.read_text(encoding="utf-8")
-    entries = json.loads(text)["log_history"] if path.suffix == ".json" else map(json.loads, text.splitlines())
-    return [(int(entry["step"]), float(entry[key])) for entry in entries if key in entry]
 
 
 def percent(entry: Mapping[str, Any]) -> str:
@@ -205,29 +198,6 @@ def _is_right(entry: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
 
 def _file_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in text)
-
-
-def duration(seconds: float) -> str:
-    """``"8 s"``, ``"1 min 05 s"``, ``"2 h 03 min"``."""
-    total = round(seconds)
-    if total < 60:
-        return f"{total} s"
-    if total < 3600:
-        return f"{total // 60} min {total % 60:02d} s"
-    return f"{total // 3600} h {total % 3600 // 60:02d} min"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; bars, angle brackets and line breaks in cells stay text (``<cough>`` is no HTML)."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
-    escaped = [
-        [c.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ") for c in row]
-        for row in rows
-    ]
-    return "\n".join([line(header), line(["---"] * len(header)), *map(line, escaped)])
 
 
 def _code(lines: Sequence[str]) -> str:

@@ -1,8 +1,11 @@
 """What the benchmarks share: paired timing, the clips, the result file, and plots of one style."""
 
 import json
+import os
 import platform
+import resource
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +17,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 SAMPLING_RATE = 16_000
+GIB = 2**30
 COLOURS = ("#1764ab", "#d9742b", "#8a8a8a", "#4c9a52")
 
 
@@ -46,6 +50,30 @@ def paired(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str
 def median(values: Sequence[float]) -> float:
     """As a plain float, for JSON."""
     return float(np.median(values))
+
+
+def peak_memory(function: Callable[[], object], device: str = "cpu") -> tuple[int, int]:
+    """Bytes at the peak of one call: beyond what is held before it, and in all (of the process; on a GPU, of tensors).
+
+    On a CPU a process can be asked once: a peak never falls again.
+    """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        function()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak - before, peak
+
+
+def in_child(script: str, *arguments: object) -> dict:
+    """What ``script --child ARGUMENTS``, a process of its own, prints as its last line of JSON."""
+    command = [sys.executable, script, "--child", *map(str, arguments)]
+    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(finished.stdout.splitlines()[-1])
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:

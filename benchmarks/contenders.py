@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from common import SAMPLING_RATE
 from transformers import (
     LlamaConfig,
     Qwen2AudioConfig,
@@ -17,7 +18,7 @@ from transformers import (
 )
 
 from soundwave import SoundwaveConfig, SoundwaveForConditionalGeneration
-from soundwave.processing.audio_soundwave import SAMPLING_RATE, log_mel_windows
+from soundwave.processing.audio_soundwave import log_mel_windows
 
 TOKENS_PER_SECOND = 3.3  # of CTC, and of an answer that is a transcript
 ALIGNED_FRAMES_PER_SECOND = 25
@@ -83,6 +84,23 @@ def whisper_config(shape: Shape) -> WhisperConfig:
     )
 
 
+def soundwave_config(shape: Shape) -> SoundwaveConfig:
+    """Of our model, in "longest" padding."""
+    text = LlamaConfig(
+        hidden_size=shape.width,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads,
+        vocab_size=shape.vocabulary,
+        max_position_embeddings=8192,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    audio, audio_id = whisper_config(shape), shape.vocabulary
+    return SoundwaveConfig(audio_config=audio, text_config=text, audio_token_id=audio_id, audio_padding="longest")
+
+
 def random_model(kind, config, device: str, dtype: torch.dtype):
     """A model made where and as it will run: at full size there is no room for a copy."""
     torch.manual_seed(0)
@@ -101,24 +119,7 @@ class Soundwave:
     name = "Soundwave"
 
     def __init__(self, shape: Shape, device="cpu", dtype=torch.float32):
-        text = LlamaConfig(
-            hidden_size=shape.width,
-            intermediate_size=shape.feed_forward,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.key_value_heads,
-            vocab_size=shape.vocabulary,
-            max_position_embeddings=8192,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        config = SoundwaveConfig(
-            audio_config=whisper_config(shape),
-            text_config=text,
-            audio_token_id=shape.vocabulary,
-            audio_padding="longest",
-        )
-        self.model = random_model(SoundwaveForConditionalGeneration, config, device, dtype)
+        self.model = random_model(SoundwaveForConditionalGeneration, soundwave_config(shape), device, dtype)
         self.model.generation_config.eos_token_id = None
         self.inject = Injected(self.model.ctc_head, shape.vocabulary)
         self.model.ctc_head.labels = self.inject

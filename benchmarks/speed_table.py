@@ -1,4 +1,4 @@
-"""The README's table of speed, from the result files: `python benchmarks/speed_table.py`."""
+"""The README's tables of speed, from the result files: `python benchmarks/speed_table.py`."""
 
 import json
 from pathlib import Path
@@ -44,6 +44,31 @@ def table() -> str:
                 ),
             )
         )
+    return markdown(rows)
+
+
+def training_table() -> str:
+    """The same of training."""
+    naive, logits, unshrunk = "`log_softmax`, `F.ctc_loss`", "logits of all positions", "the LLM on all frames"
+    rows = []
+    for run in read("ctc_loss")["widths"]:
+        ratios = times(run["time_ratio"], run["memory_ratio"])
+        rows.append((f"CTC loss over 128k tokens, width {run['width']}: time / peak memory", naive, ratios))
+        what = f"with 40k of the tokens, width {run['width']}: time"
+        rows.append((what, "all of them", times(run["time_ratio_restricted"])))
+    for run in read("cross_entropy")["cases"]:
+        ratios = times(run["time_ratio"], run["memory_ratio"])
+        rows.append((f"answer loss, {run['case']}: time / peak memory", logits, ratios))
+    for run in read("training")["runs"]:
+        faster = [run["steps"][stage]["times_faster_than_llm_on_all_frames"] for stage in ("stage I", "stage II")]
+        kind = "with" if run["gradient_checkpointing"] else "without"
+        what = f"steps per second, stage I / II, {run['clip_s']:g} s clips, {kind} gradient checkpointing"
+        rows.append((what, unshrunk, times(*faster)))
+    return markdown(rows)
+
+
+def markdown(rows: list[tuple[str, str, str]]) -> str:
+    """A table of what, beside what, and the ratios."""
     lines = [f"| {what} | {baseline} | {ratio} |" for what, baseline, ratio in rows]
     return "\n".join(["| | baseline | ratio |", "| --- | --- | --- |", *lines])
 
@@ -59,4 +84,4 @@ def pace(run: dict) -> float:
 
 
 if __name__ == "__main__":
-    print(table())
+    print(table(), training_table(), sep="\n\n")

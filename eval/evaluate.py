@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def evaluate_rows(
         ValueError: If there are no rows, or not one of them could be answered.
     """
     task = get_task(task)
-    answer, decoding = (_ctc if task.name == CTC else _llm)(
+    answer, decoding = (ctc_answerer if task.name == CTC else llm_answerer)(
         model, processor, encoder_cache, max_new_tokens or task.max_new_tokens
     )
     name = name or task.name
@@ -135,31 +136,47 @@ def evaluate_files(
     return done
 
 
-def _llm(
-    model: Any, processor: Any, encoder_cache: EncoderCache | None, max_new_tokens: int
+def llm_answerer(
+    model: Any,
+    processor: Any,
+    encoder_cache: EncoderCache | None,
+    max_new_tokens: int,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> tuple[Answerer, dict[str, Any]]:
+    """Greedy answers of a model to batches of rows, and the settings for the files.
+
+    ``autocast`` is entered for the model alone, whose parts may be of several types: log-mel features need float32.
+    """
+
     def answer(batch: list[Row]) -> list[str]:
         inputs = generation_inputs(model, processor, batch, encoder_cache)
-        ids = model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=processor.tokenizer.pad_token_id,
-        )
+        with autocast():
+            ids = model.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=processor.tokenizer.pad_token_id,
+            )
         return _texts(processor, ids[:, inputs["input_ids"].shape[1] :])
 
     return answer, {"strategy": "greedy", "max_new_tokens": max_new_tokens}
 
 
-def _ctc(
-    model: Any, processor: Any, encoder_cache: EncoderCache | None, max_new_tokens: int
+def ctc_answerer(
+    model: Any,
+    processor: Any,
+    encoder_cache: EncoderCache | None,
+    max_new_tokens: int,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> tuple[Answerer, dict[str, Any]]:
+    """Greedy transcripts of the CTC head in the place of answers, and the settings for the files."""
     del max_new_tokens  # a transcript is as long as its recording
 
     def answer(batch: list[Row]) -> list[str]:
         inputs = audio_inputs(model, processor, batch, encoder_cache)
-        transcripts = iter(_texts(processor, model.transcribe_ids(**inputs)))
+        with autocast():
+            transcripts = iter(_texts(processor, model.transcribe_ids(**inputs)))
         # Several recordings of one row make one text, like their parallel transcripts (`reference_of`).
         return [" ".join(next(transcripts) for _ in recordings(row)) for row in batch]
 
@@ -185,7 +202,8 @@ def _run(
     try:
         for batch in length_sorted_batches(rows, batch_size):
             done = [
-                _answer_row(row, task, about, text, error, output_dir) for row, text, error in _safely(answer, batch)
+                _answer_row(row, task, about, text, error, output_dir)
+                for row, text, error in answer_safely(answer, batch)
             ]
             answers += done
             if log is not None:
@@ -214,7 +232,7 @@ def _run(
 
 
 @torch.inference_mode()
-def _safely(answer: Answerer, batch: list[Row]) -> Iterator[tuple[Row, str | None, str | None]]:
+def answer_safely(answer: Answerer, batch: list[Row]) -> Iterator[tuple[Row, str | None, str | None]]:
     """(row, answer, error) of a batch. If the batch fails, its rows go one by one, so that the broken one is named."""
     try:
         texts = answer(batch)
@@ -223,7 +241,7 @@ def _safely(answer: Answerer, batch: list[Row]) -> Iterator[tuple[Row, str | Non
             yield batch[0], None, f"{type(error).__name__}: {error}"
             return
         for row in batch:
-            yield from _safely(answer, [row])
+            yield from answer_safely(answer, [row])
         return
     for row, text in zip(batch, texts, strict=True):
         yield row, text, None

@@ -308,10 +308,12 @@ def _shapes(stage: str) -> str:
 
 def _architecture(folder: Path, config: Mapping[str, Any]) -> list[str]:
     audio, text = config["audio_config"], config["text_config"]
-    seconds = audio["max_source_positions"] // 50  # 20 ms each
+    if audio["model_type"] == "whisper":
+        layers, width, seconds = audio["encoder_layers"], audio["d_model"], audio["max_source_positions"] // 50
+    else:  # w2v-BERT has no bound of its own
+        layers, width, seconds = audio["num_hidden_layers"], audio["hidden_size"], config.get("window_seconds") or 30
     lines = [
-        f"Encoder: {audio['model_type']}, {audio['encoder_layers']} layers of width {audio['d_model']}, windows of up "
-        f"to {seconds} s; frozen.",
+        f"Encoder: {audio['model_type']}, {layers} layers of width {width}, windows of up to {seconds} s; frozen.",
         f"LLM: {text['model_type']}, {text['num_hidden_layers']} layers of width {text['hidden_size']}, vocabulary "
         f"{text['vocab_size']}, never resized.",
         f"CTC head over the LLM's vocabulary ({config['ctc_head']}), attention {config['alignment_attention']}; "

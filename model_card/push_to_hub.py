@@ -1,26 +1,215 @@
-"""A stage's folder to the Hub, in one commit."""
+"""A stage's folder to the Hub, in one commit: a reader sees the whole of a push or the whole of the one before.
 
+A broken answer is retried where that can help: five times per request by `huggingface_hub`, then the whole push, in
+which nothing is sent twice, until its patience ends. What cannot succeed is refused at once, with the remedy.
+"""
+
+import logging
+import re
+import shutil
+import time
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, set_client_factory
+from huggingface_hub.errors import (
+    BadRequestError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
+from huggingface_hub.utils._http import default_client_factory
 
 from soundwave.training.checkpoints import PRIVATE
 
+logger = logging.getLogger(__name__)
 
-def push_stage(folder: str | Path, repo_id: str, revision: str | None = None, private: bool = False) -> str:
+# Of a run's folder: what belongs to this machine, or lies there for whoever watches the run.
+UNPUBLISHED = [*PRIVATE, "*tfevents*", "runs/*", "logs/*", "skipped.jsonl", "nonfinite.jsonl", "*.partial"]
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+# Of an earlier push, not in this one: a loader would take them for part of the model.
+STALE = (*WEIGHTS, "*.py", "adapter_config.json")
+
+REQUEST_TIMEOUT_S = 120.0  # without a byte from the Hub; its client has no limit of its own for uploads
+LONGEST_WAIT_S = 60  # that the Hub may ask for between two tries of a request
+LONGEST_PAUSE_S = 30.0  # between two tries of a push
+
+# Answers that trying again does not change -> what does.
+REMEDIES = {
+    401: "log in with `hf auth login`, or set HF_TOKEN to a token that may write",
+    402: "its owner's plan or payment has to be settled on the Hub first",
+    403: "use a token that may write there (and to a repository with space left), or name another repository",
+    413: "the Hub takes no more there: free space, or name another repository",
+    507: "the Hub has no space left there: free some, or name another repository",
+}
+
+
+class PushError(OSError):
+    """The Hub did not take a push; it may take it later."""
+
+
+class PushRefused(PushError):
+    """The Hub will not take a push until somebody changes something; the message says what."""
+
+
+def push_stage(
+    folder: str | Path,
+    repo_id: str,
+    revision: str | None = None,
+    private: bool = False,
+    message: str = "Stage",
+    token: str | None = None,
+    patience_s: float = 0.0,
+) -> str:
     """Upload a saved stage (weights, code, processor, card, results) and return the commit's address.
+
+    Pushing again what is there already changes nothing. Weights and code of an earlier push that the folder does not
+    hold are removed in the same commit; other files of the repository stay.
 
     Args:
         folder: of the stage.
         repo_id: made if need be.
-        revision: branch, made if need be; ``None`` = main.
+        revision: branch, made if need be; `None` = main.
         private: of a repository that is made.
+        message: of the commit.
+        token: of the Hub; `None` = that of the environment.
+        patience_s: seconds within which a push that failed is tried again. Each request of a try ends after
+            `REQUEST_TIMEOUT_S` of silence, so that the last one does not go on for ever either.
+
+    Raises:
+        PushRefused: when no further try would help: no rights, no space, an impossible name.
+        PushError: when the Hub does not take it within `patience_s`.
     """
-    api = HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repo_id, folder_path=str(folder), revision=revision, ignore_patterns=PRIVATE, commit_message="Stage"
-    )
+    bound_requests()
+    end, pause = time.monotonic() + patience_s, 1.0
+    while True:
+        try:
+            return _push(HfApi(token=token), Path(folder), repo_id, revision, private, message)
+        except Exception as error:  # noqa: BLE001 (a broken answer may raise anything in the client)
+            failure = explain(error, repo_id)
+            left_s = end - time.monotonic()
+            if isinstance(failure, PushRefused) or left_s <= 0:
+                raise failure from error
+        pause = min(pause, left_s)
+        logger.info("%s Trying again in %.0f s.", failure, pause)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def prepare_repository(api: HfApi, repo_id: str, revision: str | None = None, private: bool = False) -> str:
+    """Make the repository and the branch where they do not exist; return the full id, owner included.
+
+    Raises:
+        PushRefused: for a name that the Hub does not allow.
+    """
+    try:
+        full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(full_id, branch=revision, exist_ok=True)
+    except (BadRequestError, HFValidationError) as error:
+        where = repo_id if revision is None else f"{repo_id} (branch {revision})"
+        raise PushRefused(f"The Hub does not allow the name {where}: {_reason(error)} Name another one.") from error
+    return full_id
+
+
+def _push(api: HfApi, folder: Path, repo_id: str, revision: str | None, private: bool, message: str) -> str:
+    files = published_files(folder)
+    repo_id = prepare_repository(api, repo_id, revision, private)
+    head = api.model_info(repo_id, revision=revision)
+    if head.sha is None:
+        raise ValueError("the Hub's answer names no commit")
+    present = {sibling.rfilename for sibling in head.siblings or ()}
+    stale = [path for path in sorted(present - set(files)) if any(fnmatch(path, pattern) for pattern in STALE)]
+    operations: list[Any] = [CommitOperationAdd(path, file) for path, file in files.items()]
+    operations += [CommitOperationDelete(path) for path in stale]
+    # Not `upload_folder`, which may cut a slow push into several commits. With the parent named, a request that was
+    # given up and arrives after all cannot put an older state over a newer one.
+    commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision, parent_commit=head.sha)
     return str(commit.commit_url)
+
+
+def published_files(folder: str | Path) -> dict[str, Path]:
+    """What of a folder goes to the Hub: path in the repository -> file."""
+    folder = Path(folder)
+    files = {}
+    for file in sorted(folder.rglob("*")):
+        path = file.relative_to(folder)
+        hidden = any(part.startswith(".") for part in path.parts)
+        if file.is_file() and not hidden and not any(fnmatch(path.as_posix(), pattern) for pattern in UNPUBLISHED):
+            files[path.as_posix()] = file
+    return files
+
+
+def gather(run: str | Path, checkpoint: str | Path, target: str | Path) -> None:
+    """Put together in `target`, a new folder, what a push of a checkpoint holds, so that the run may go on meanwhile.
+
+    That is the checkpoint's model and processor, and log, settings and card of the run's own folder.
+    """
+    target = Path(target)
+    shutil.rmtree(target, ignore_errors=True)
+    whole = published_files(run)
+    files = {path: file for path, file in whole.items() if not any(fnmatch(path, pattern) for pattern in WEIGHTS)}
+    for path, file in (files | published_files(checkpoint)).items():
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".safetensors":
+            _link(file, target / path)
+        else:
+            shutil.copy2(file, target / path)
+
+
+def _link(file: Path, target: Path) -> None:
+    """A second name for a checkpoint's weights, which nobody writes to again; a copy where there are no links."""
+    try:
+        target.hardlink_to(file)
+    except OSError:
+        shutil.copy2(file, target)
+
+
+def explain(error: Exception, repo_id: str) -> PushError:
+    """What went wrong with a push, as one of the two errors of this module."""
+    if isinstance(error, PushError):
+        return error
+    if isinstance(error, OfflineModeIsEnabled):
+        return PushRefused(f"Nothing is pushed to {repo_id} while HF_HUB_OFFLINE is set; unset it.")
+    if isinstance(error, LocalTokenNotFoundError):
+        return PushRefused(f"Pushing to {repo_id} needs a login: {REMEDIES[401]}.")
+    cause: BaseException | None = error  # the upload of one file wraps what went wrong
+    while cause is not None:
+        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+        if status in REMEDIES:
+            return PushRefused(
+                f"The Hub refuses the push to {repo_id} ({status}: {_reason(cause)}); {REMEDIES[status]}."
+            )
+        cause = cause.__cause__
+    return PushError(f"The push to {repo_id} failed ({_reason(error)}).")
+
+
+def _reason(error: BaseException) -> str:
+    """An error in one short line; the server's own words where it sent any."""
+    said = getattr(error, "server_message", None) or str(error) or "no answer"
+    line = " ".join(said.split())
+    return f"{type(error).__name__}: {line[:300]}"
+
+
+def bound_requests() -> None:
+    """Give the Hub's client a time-out, unless a `set_client_factory` of the user's has set one."""
+    if get_session().timeout.read is None:
+        set_client_factory(_bounded_client)
+
+
+def _bounded_client() -> Any:
+    client = default_client_factory()
+    client.timeout = REQUEST_TIMEOUT_S
+    client.event_hooks["response"].append(_bound_wait)
+    return client
+
+
+def _bound_wait(response: Any) -> None:
+    """Shorten the wait that an answer asks for: the client obeys, be it a day."""
+    for name, seconds in (("Retry-After", r"^\d+$"), ("RateLimit", r"(?<=;t=)\d+")):
+        if name in response.headers:
+            response.headers[name] = re.sub(
+                seconds, lambda match: str(min(int(match[0]), LONGEST_WAIT_S)), response.headers[name].strip()
+            )

@@ -5,6 +5,9 @@ from typing import ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+MEL_FRAMES_PER_SECOND = 100
+WINDOW_SECONDS = 30  # of an encoder without a bound of its own: as Whisper's
+
 
 class SoundwaveConfig(PreTrainedConfig):
     """Configuration of every Soundwave model (arXiv 2502.12900).
@@ -13,7 +16,7 @@ class SoundwaveConfig(PreTrainedConfig):
     (the two differ, see the field notes).
 
     Args:
-        audio_config: the encoder's own configuration (Whisper). Width ``D_e``.
+        audio_config: the encoder's own configuration (Whisper or w2v-BERT 2.0). Width ``D_e``.
         text_config: the LLM's own configuration, any ``AutoModelForCausalLM``. Width ``D``, vocabulary ``V``.
         audio_token_id: id that stands for one recording in ``input_ids``. May be >= ``V``: it is never embedded.
         alignment_attention: ``"full"`` (§2.2.1) lets a frame attend to its whole window; ``"frame"`` only to itself,
@@ -39,11 +42,14 @@ class SoundwaveConfig(PreTrainedConfig):
         max_transcript_seconds: the longest stretch of speech that the LLM was trained to write down; `transcribe` cuts
             longer ones at pauses. ``None`` = a whole window.
         audio_padding: ``"max_length"`` encodes full windows, as Whisper was trained; ``"longest"`` only what is there.
+        window_seconds: length of an encoder window; longer recordings are cut into such windows. ``None`` = the
+            encoder's own: 30 for w2v-BERT, which has no bound; Whisper's follows from its positions.
         audio_model_id: Hub id of the encoder.
         audio_model_revision: commit of the encoder. Set = its weights are read from there and not saved with ours.
         text_model_id: Hub id of the LLM.
         text_model_revision: commit of the LLM. Set = its weights are read from there and not saved with ours.
-        lora: ``{"r", "alpha", "target_modules"}`` of the LoRA tensors saved with the weights, ``None`` without.
+        lora: ``{"r", "alpha", "target_modules"}`` of the LLM's LoRA tensors saved with the weights, ``None`` without.
+        encoder_lora: the same of the encoder's.
         pad_token_id: padding id of ``input_ids``; ``None`` = the LLM's.
 
     Raises:
@@ -75,11 +81,13 @@ class SoundwaveConfig(PreTrainedConfig):
     max_audio_positions: int | None = None
     max_transcript_seconds: float | None = None
     audio_padding: str = "max_length"
+    window_seconds: int | None = None
     audio_model_id: str | None = None
     audio_model_revision: str | None = None
     text_model_id: str | None = None
     text_model_revision: str | None = None
     lora: dict | None = None
+    encoder_lora: dict | None = None
     pad_token_id: int | None = None
     tie_word_embeddings: bool = False
 
@@ -98,6 +106,7 @@ class SoundwaveConfig(PreTrainedConfig):
         for name in ("max_audio_positions", "max_transcript_seconds"):
             if (bound := getattr(self, name)) is not None and bound <= 0:
                 raise ValueError(f"SoundwaveConfig.{name} is {bound}, expected more than 0, or None for no bound.")
+        self._check_window()
         if self.audio_padding == "longest" and not self.mask_padding:
             raise ValueError(
                 "SoundwaveConfig.mask_padding is False with audio_padding 'longest': how much padding counts would "
@@ -129,10 +138,38 @@ class SoundwaveConfig(PreTrainedConfig):
         """Id of the CTC blank among the token ids that the head emits: ``V``, or the released layout's own row."""
         return self.text_config.vocab_size if self.ctc_blank_id is None else self.ctc_blank_id
 
+    def _check_window(self) -> None:
+        if self.window_seconds is None:
+            return
+        if self.window_seconds < 1:
+            raise ValueError(f"SoundwaveConfig.window_seconds is {self.window_seconds}, expected at least 1.")
+        if self._is_whisper and self.window_mel_frames != MEL_FRAMES_PER_SECOND * self.window_seconds:
+            raise ValueError(
+                f"SoundwaveConfig.window_seconds is {self.window_seconds}, but this Whisper encoder has windows of "
+                f"{self.window_mel_frames / MEL_FRAMES_PER_SECOND:g} s; leave window_seconds out."
+            )
+
+    @property
+    def _is_whisper(self) -> bool:
+        return self.audio_config.model_type == "whisper"
+
     @property
     def window_mel_frames(self) -> int:
         """Length of an encoder window in mel frames of 10 ms (3,000 for Whisper)."""
-        return 2 * self.audio_config.max_source_positions
+        if self._is_whisper:
+            return 2 * self.audio_config.max_source_positions
+        return MEL_FRAMES_PER_SECOND * (self.window_seconds or WINDOW_SECONDS)
+
+    @property
+    def mel_bins(self) -> int:
+        """Mel bins ``M`` of ``input_features``; w2v-BERT takes two frames of them at once."""
+        audio = self.audio_config
+        return audio.num_mel_bins if self._is_whisper else audio.feature_projection_input_dim // 2
+
+    @property
+    def encoder_width(self) -> int:
+        """Width ``D_e`` of the encoder's frames."""
+        return self.audio_config.hidden_size
 
 
 SoundwaveConfig.register_for_auto_class()

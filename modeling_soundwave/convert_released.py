@@ -90,7 +90,7 @@ def convert(src: str | Path, out: str | Path, audio_tower: str | Path | None = N
         tensors, origin = rename(read_tensors(find_shards(src)))
         if not any(name.startswith("audio_tower.") for name in tensors):
             # The published class keeps the encoder outside its own weights.
-            tensors |= read_encoder(tower, subfolder=subfolder)
+            tensors |= read_encoder(tower, audio_config.model_type, subfolder=subfolder)
     except WeightsError as error:
         raise ConversionError(str(error)) from error
     model = _assemble(released, audio_config, placeholder, tensors, origin)
@@ -204,7 +204,7 @@ def _assemble(
     if tied:
         # The authors' head is a copy of the embeddings: kept once. The released scores have no scale, exp(0) = 1.
         del tensors["ctc_head.weight"]
-        tensors["ctc_head.log_scale"] = torch.zeros(())
+        tensors["ctc_head.log_scale"] = torch.zeros(1)
     config = SoundwaveConfig(
         audio_config=audio_config,
         text_config=text_config,

@@ -3,6 +3,8 @@
 Letters: B batch, n windows or recordings, A aligned frames (40 ms), U target tokens, D LLM width, V vocabulary.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -10,7 +12,10 @@ from torch import nn
 START_LENGTH = 2.0  # of a scoring row, for frames of length sqrt(D)
 SCORES_AT_ONCE = 2**21  # of an arg-max: 8 MiB in fp32
 FRAMES_PER_ARGMAX, MIN_ROWS = 4096, 512
+ROWS_PER_CHUNK = 1024  # of the embeddings that are looked at in fp32 at once
 FRAMES_PER_CHUNK = 1024  # frames whose V scores exist at once: 0.5 GB in fp32 at V = 128k
+# In the loss, of so many rows only: on a CPU 16 MiB of scores, which its cache keeps; a GPU wants large products.
+ROWS_PER_BLOCK = {"cpu": 4096, "other": 65_536}
 
 
 class CTCHead(nn.Module):
@@ -22,9 +27,10 @@ class CTCHead(nn.Module):
     Args:
         config: a `SoundwaveConfig`.
         holds_rows: whether the rows live here; ``False`` = the caller passes the LLM's embedding matrix.
+        rows: the LLM's embeddings (R, D) that they start as, taken over without a copy; ``None`` = random ones.
     """
 
-    def __init__(self, config, holds_rows: bool):
+    def __init__(self, config, holds_rows: bool, rows: torch.Tensor | None = None):
         super().__init__()
         text = config.text_config
         ids = range(text.vocab_size) if config.ctc_token_ids is None else config.ctc_token_ids
@@ -34,8 +40,11 @@ class CTCHead(nn.Module):
         allowed = None if config.ctc_token_ids is None else torch.tensor(config.ctc_token_ids)
         self.register_buffer("token_ids", allowed, persistent=False)  # the configuration holds them
         self.tied = config.ctc_head == "tied"
-        self.weight = nn.Parameter(torch.empty(n_rows, text.hidden_size)) if holds_rows else None
-        self.log_scale = nn.Parameter(torch.zeros(())) if self.tied else None
+        self.weight = None
+        if holds_rows:
+            self.weight = nn.Parameter(torch.empty(n_rows, text.hidden_size) if rows is None else rows)
+            self.weight._is_hf_initialized = rows is not None  # the library's mark: no random values over them
+        self.log_scale = nn.Parameter(torch.zeros(1)) if self.tied else None  # (1,): FSDP2 cuts no scalars
         self.blank = nn.Parameter(torch.zeros(text.hidden_size)) if config.ctc_blank_id is None else None
         if self.tied and self.weight is not None:
             self.weight.requires_grad_(False)
@@ -47,15 +56,21 @@ class CTCHead(nn.Module):
         The blank starts in a random direction, as loud as the rows. At 0 it loses every early frame to the loudest
         rows, and the head learns to stretch tokens over the silence instead of emitting peaks.
         """
-        loud = START_LENGTH / rows.float().norm(dim=-1).mean()
+        chunks = rows.split(ROWS_PER_CHUNK)
+        lengths = torch.empty(len(rows), device=rows.device)
+        for lengths_of, chunk in zip(lengths.split(ROWS_PER_CHUNK), chunks, strict=True):
+            lengths_of.copy_(chunk.float().norm(dim=-1))
+        loud = START_LENGTH / lengths.mean()
         length = START_LENGTH
         if self.tied:
             self.log_scale.copy_(loud.log())
             length = START_LENGTH / loud
-        if self.weight is not None:
-            # A tied head's rows stay as the LLM has them, type included: at 128k tokens fp32 would double them.
-            own = nn.functional.normalize(rows.float(), dim=-1) * START_LENGTH
-            self.weight.data = rows.clone() if self.tied else own.to(self.weight.dtype)
+        if self.tied and self.weight is not None:
+            # They stay as the LLM has them, type included: at 128k tokens fp32, or a copy, would double them.
+            self.weight.data = rows
+        elif self.weight is not None:
+            for own, chunk in zip(self.weight.split(ROWS_PER_CHUNK), chunks, strict=True):
+                own.copy_(F.normalize(chunk.float(), dim=-1) * START_LENGTH)
         if self.blank is not None:
             nn.init.normal_(self.blank)
             self.blank.mul_(length / self.blank.norm())
@@ -70,7 +85,8 @@ class CTCHead(nn.Module):
 
     def scaled(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames (..., D) times the trained scale, so that nothing of size V x D is built per step."""
-        return frames * self.log_scale.exp() if self.tied else frames
+        # By a scalar, which leaves the type of the frames alone.
+        return frames if self.log_scale is None else frames * self.log_scale[0].exp()
 
     def forward(self, frames: torch.Tensor, embeddings: torch.Tensor | None = None) -> tuple:
         """What scores are made of: scaled frames (..., D), rows (R, D), blank row (D,) or ``None``, blank's number.
@@ -203,18 +219,7 @@ class _LinearCTC(torch.autograd.Function):
         need_hidden = ctx.needs_input_grad[0]
         need_any = need_hidden or ctx.needs_input_grad[1] or ctx.needs_input_grad[7]
 
-        lse = hidden.new_empty(B * A, dtype=dtype)
-        expected = hidden.new_empty(B * A if need_hidden else 0, D, dtype=dtype)  # softmax(h W) W
-        for start in range(0, B * A, FRAMES_PER_CHUNK):
-            frames = slice(start, start + FRAMES_PER_CHUNK)
-            scores = _scores(h.view(B * A, D)[frames], weight, blank_weight, dtype)
-            lse[frames] = scores.logsumexp(dim=-1)
-            if need_hidden:
-                p = scores.sub_(lse[frames, None]).exp_()
-                rows = p[:, : len(weight)].to(weight.dtype) @ weight
-                if blank_weight is not None:
-                    rows = rows + p[:, len(weight) :].to(weight.dtype) * blank_row
-                expected[frames] = rows.to(dtype)
+        lse, expected = linear_log_sum_exp(h.view(B * A, D), weight, blank_weight, dtype, with_mean=need_hidden)
         lse = lse.view(B, A)
 
         columns, lattice_targets = _lattice(targets, target_lengths)  # (B, U) labels, each class once
@@ -259,10 +264,10 @@ class _LinearCTC(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             d_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
             flat, flat_h = hidden.to(weight.dtype).view(B * A, D), h.view(B * A, D)
-            for start in range(0, B * A, FRAMES_PER_CHUNK):
-                frames = slice(start, start + FRAMES_PER_CHUNK)
-                p = (_scores(flat[frames], weight, None, dtype) - lse.view(-1)[frames, None]).exp_()
-                d_weight.addmm_(p.T, flat_h[frames])
+            for frames, rows in _blocks(flat, weight):
+                scores = (flat[frames] @ weight[rows].T).to(dtype)
+                p = scores.sub_(lse.view(-1)[frames, None]).exp_()
+                d_weight[rows].addmm_(p.T, flat_h[frames])
             d_weight.index_add_(0, columns.reshape(-1), -pull[:, 1:].reshape(-1, D))
             if blank_weight is None:
                 d_weight[ctx.blank] -= pull[:, 0].sum(dim=0)
@@ -274,12 +279,44 @@ class _LinearCTC(torch.autograd.Function):
         return d_hidden, d_weight, None, None, None, None, None, d_blank
 
 
-def _scores(h, weight, blank_weight, dtype):
-    """Scores (frames, V) or, with a blank row beside the matrix, (frames, V + 1)."""
-    scores = (h @ weight.T).to(dtype)
+def linear_log_sum_exp(
+    h: torch.Tensor,
+    weight: torch.Tensor,
+    blank_weight: torch.Tensor | None,
+    dtype: torch.dtype,
+    with_mean: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-sum-exp (n,) of the scores of frames (n, D), and the rows' mean (n, D) under their softmax, in ``dtype``.
+
+    All sums are relative to the largest score so far (Milakov and Gimelshein 2018), so that a block of scores is made
+    once and used up while a CPU's cache holds it. ``blank_weight`` is one row more.
+    """
+    n = len(h)
     if blank_weight is None:
-        return scores
-    return torch.cat([scores, (h @ blank_weight.to(h.dtype)).to(dtype)[:, None]], dim=1)
+        top, total = h.new_full((n,), -torch.inf, dtype=dtype), h.new_zeros(n, dtype=dtype)
+        mean = h.new_zeros(h.shape, dtype=dtype) if with_mean else None
+    else:
+        row = blank_weight.to(weight.dtype)
+        top, total = (h @ row).to(dtype), h.new_ones(n, dtype=dtype)
+        mean = row.to(dtype).repeat(n, 1) if with_mean else None
+    for frames, rows in _blocks(h, weight):
+        scores = (h[frames] @ weight[rows].T).to(dtype)
+        largest = torch.maximum(top[frames], scores.amax(dim=-1))
+        shift = (top[frames] - largest).exp_()
+        p = scores.sub_(largest[:, None]).exp_()
+        top[frames] = largest
+        total[frames].mul_(shift).add_(p.sum(dim=-1))
+        if mean is not None:
+            mean[frames].mul_(shift[:, None]).add_(p.to(weight.dtype) @ weight[rows])
+    return top.add_(total.log()), None if mean is None else mean.div_(total[:, None])
+
+
+def _blocks(h: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    """Frames and rows whose scores exist at once."""
+    size = ROWS_PER_BLOCK["cpu" if h.device.type == "cpu" else "other"]
+    for frame in range(0, len(h), FRAMES_PER_CHUNK):
+        for row in range(0, len(weight), size):
+            yield slice(frame, frame + FRAMES_PER_CHUNK), slice(row, row + size)
 
 
 def _lattice(targets, target_lengths):

@@ -6,13 +6,21 @@
 The client reads its endpoint once, when it is imported, so whatever talks to this server runs in a process of its own.
 Every commit keeps its own listing, as on the real Hub: an older revision stays readable. Folder layout:
 `blobs/<oid>` (contents) and `repositories/<organisation>/<name>.json` (commits and branches).
+
+With `faults`, it misbehaves: `hub.faults = Faults(rate=0.5)` breaks every second request in one of eight ways.
 """
 
 import base64
 import hashlib
 import json
+import random
+import socket
+import struct
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +28,56 @@ from urllib.parse import unquote, urlsplit
 
 # Large or binary files go through LFS: uploaded by their hash before the commit, as the real Hub demands.
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".png", ".wav", ".flac")
+
+
+# What can go wrong with a request. A number is an answer of that status.
+KINDS = (
+    "500",
+    "503",
+    "429",
+    "reset",  # the connection is reset in the middle of the request
+    "lost answer",  # the request is served, its answer never arrives
+    "truncated",  # the answer ends in the middle
+    "garbage",  # status 200, and something else than the client asked for
+    "hang",  # nothing happens, for longer than a client should wait
+)
+GARBAGE = (b"<html>Be right back</html>", b"[]", b'{"message": "welcome"}', b"{", b"null")
+
+
+@dataclass
+class Faults:
+    """Requests that go wrong, drawn at random from a seed.
+
+    Args:
+        rate: share of the requests.
+        kinds: in which ways.
+        seed: of the draws.
+        hang_s: how long a connection hangs before it is closed.
+        among: only requests whose method and path, "POST /api/repos/create", hold this.
+
+    Attributes:
+        injected: how many of each kind there were.
+    """
+
+    rate: float = 0.5
+    kinds: tuple[str, ...] = KINDS
+    seed: int = 0
+    hang_s: float = 30.0
+    among: str = ""
+    injected: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.lock = threading.Lock()
+
+    def draw(self, request: str) -> str | None:
+        """Return how a request goes wrong, or `None`."""
+        with self.lock:
+            if self.among not in request or self.random.random() >= self.rate:
+                return None
+            kind = self.random.choice(self.kinds)
+            self.injected[kind] += 1
+            return kind
 
 
 class HubError(Exception):
@@ -36,9 +94,11 @@ class LocalHub:
 
     Args:
         folder: where repositories are stored; an existing one is served again.
+        faults: what goes wrong; may be set and taken away at any time.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, faults: Faults | None = None):
+        self.faults = faults
         self.blobs = folder / "blobs"
         self.repositories = folder / "repositories"
         self.home = folder / "client"
@@ -110,6 +170,7 @@ def _git_oid(content: bytes) -> str:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: LocalHub
+    fault: str | None = None
 
     def log_message(self, format: str, *arguments: object) -> None:
         self.hub.requests.append(format % arguments)
@@ -118,7 +179,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         # Segments are unquoted one by one: a branch named "a/b" arrives as "a%2Fb" and stays one segment.
         segments = [unquote(part) for part in urlsplit(self.path).path.split("/")[1:]]
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        self.fault = self.hub.faults and self.hub.faults.draw(f"{self.command} {self.path}")
+        body = self.rfile.read(length // 2 if self.fault == "reset" else length)
+        if self.fault in ("reset", "hang"):
+            time.sleep(self.hub.faults.hang_s if self.fault == "hang" else 0)
+            return self._drop()
+        if self.fault == "garbage":
+            return self._send(200, self.hub.faults.random.choice(GARBAGE))
+        if self.fault is not None and self.fault.isdigit():
+            headers = {"Retry-After": "0"} if self.fault == "429" else {}
+            return self._send(int(self.fault), b'{"error": "as the test ordered"}', **headers)
         try:
             with self.hub.lock:
                 self._route(segments)(body)
@@ -158,11 +229,21 @@ class _Handler(BaseHTTPRequestHandler):
                 return lambda body: self._resolve(f"{owner}/{name}", revision, "/".join(path))
         raise HubError(404, "EntryNotFound")
 
+    def _drop(self) -> None:
+        """Reset the connection: whoever reads from it gets an error, not an end."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+
     def _send(self, status: int, content: bytes, **headers: str) -> None:
+        if self.fault == "lost answer":
+            return self._drop()
         self.send_response(status)
         for key, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}.items():
             self.send_header(key, value)
         self.end_headers()
+        if self.fault == "truncated":
+            self.close_connection = True
+            content = content[: len(content) // 2]
         if self.command != "HEAD":
             self.wfile.write(content)
 
@@ -244,7 +325,8 @@ class _Handler(BaseHTTPRequestHandler):
             value = operation["value"]
             match operation["key"]:
                 case "header":
-                    pass
+                    if value.get("parentCommit") not in (None, parent):
+                        raise HubError(412, "A commit has happened since")
                 case "file":
                     content = base64.b64decode(value["content"])
                     oid = _git_oid(content)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from soundwave import SoundwaveForCTC, SoundwaveProcessor
 from soundwave.modeling_soundwave import aligning_soundwave as aligning
+from soundwave.modeling_soundwave import ctc_soundwave
 from soundwave.modeling_soundwave.aligning_soundwave import AlignmentError, cut_pieces, find_anchors, forced_peaks
 from soundwave.modeling_soundwave.words_soundwave import FRAME_S
 from tests import tiny_models
@@ -57,7 +58,8 @@ def test_the_path_is_the_best_of_all(n_frames, targets, seed):
 @pytest.mark.parametrize("allowed", [None, [3, 5, 8, 13, 21, 34, 55]], ids=["whole", "restricted"])
 @pytest.mark.parametrize("blank", [None, 5], ids=["blank beside", "blank inside"])
 def test_columns_are_those_of_the_whole_softmax(allowed, blank, monkeypatch):
-    monkeypatch.setattr(aligning, "FRAMES_PER_CHUNK", 7)
+    monkeypatch.setattr(ctc_soundwave, "FRAMES_PER_CHUNK", 7)
+    monkeypatch.setattr(ctc_soundwave, "ROWS_PER_BLOCK", {"cpu": 3})
     head_kind = {"ctc_head": "separate"} if blank else {}
     model = tiny_models.tiny_model(ctc_token_ids=allowed, ctc_blank_id=blank, **head_kind)
     frames = torch.randn(30, D, dtype=torch.float64)

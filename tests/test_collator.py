@@ -1,6 +1,7 @@
 """Rows to the tensors of the contract, with audio or with the cached features of the encoder."""
 
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import torch
 
 from soundwave.processing import AudioError
 from soundwave.training import encoder_cache
-from soundwave.training.collator import IGNORED, SoundwaveCollator
-from soundwave.training.data import DataError, load_rows, recordings
+from soundwave.training.collator import IGNORED, BadRow, SoundwaveCollator
+from soundwave.training.data import load_rows, recordings
 from soundwave.training.encoder_cache import EncoderCache, encoder_fingerprint, recording_key
 from soundwave.training.stages import ConfigError
 from tests.processors import make_processor
@@ -42,7 +43,8 @@ def test_prompts_are_padded_on_the_left_and_only_answers_are_learned(rows, proce
 
 
 def test_ctc_targets(rows, processor):
-    chosen = [rows[9], rows[0], {**rows[1], "transcript": None}]
+    pair = {**rows[1], "audio": [*recordings(rows[1])] * 2, "transcript": ["red boxes", None]}
+    chosen = [rows[9], rows[0], pair]
     batch = SoundwaveCollator(processor, losses=("ctc",))(chosen)
     assert batch.keys() == {
         "input_features",
@@ -53,7 +55,7 @@ def test_ctc_targets(rows, processor):
         "ctc_label_lengths",
     }
     ids = processor.ctc_label_ids("red boxes")
-    assert batch["ctc_label_lengths"].tolist() == [0, len(ids), -1]  # nothing is said; words; not known
+    assert batch["ctc_label_lengths"].tolist() == [0, len(ids), len(ids), -1]  # nothing is said; words; not known
     assert batch["ctc_labels"][1, : len(ids)].tolist() == ids
     silent = SoundwaveCollator(processor, losses=("ctc",))([rows[9]])
     assert silent["ctc_labels"].shape == (1, 1) and silent["ctc_label_lengths"].tolist() == [0]
@@ -64,9 +66,9 @@ def test_losses_and_rows_decide_what_is_there(rows, processor):
     assert "ctc_labels" not in answers and "input_features" in answers
     written = SoundwaveCollator(processor)([rows[10], rows[11]])
     assert written.keys() == {"input_ids", "attention_mask", "labels"}
-    with pytest.raises(DataError, match="'t0'.*no audio"):
+    with pytest.raises(BadRow, match="'t0'.*no audio"):
         SoundwaveCollator(processor, losses=("ctc",))([rows[10]])
-    with pytest.raises(DataError, match="'s0' has no answer"):
+    with pytest.raises(BadRow, match="'s0' has no answer"):
         SoundwaveCollator(processor)([{**rows[0], "answer": None}])
 
 
@@ -149,14 +151,49 @@ def test_a_killed_rebuild_leaves_no_index_of_foreign_features(rows, processor, t
     with torch.no_grad():
         other.audio_tower.conv1.bias += 1
     monkeypatch.setattr(encoder_cache, "CLIPS_AT_ONCE", 4)
-    gone = {"path": str(tmp_path / "gone.wav"), "bytes": None}
-    with pytest.raises(AudioError):
-        EncoderCache.build(tmp_path, other, processor, [*clips[2:6], gone], progress=False)
+    load = processor.load_audio
+
+    def interrupted(clip):
+        if clip == clips[6]:
+            raise KeyboardInterrupt
+        return load(clip)
+
+    monkeypatch.setattr(processor, "load_audio", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        EncoderCache.build(tmp_path, other, processor, clips[2:7], progress=False)
+    monkeypatch.undo()
     assert (tmp_path / "features.f16").stat().st_size > before["encoder_features"].numel() * 2
     with pytest.raises(ConfigError, match="no complete encoder cache"):
         EncoderCache(tmp_path)
     again = EncoderCache.build(tmp_path, tiny_ctc, processor, clips[:2], progress=False).batch(clips[:2])
     assert torch.equal(again["encoder_features"], before["encoder_features"])
+
+
+def test_a_recording_that_cannot_be_read_stays_out_of_a_cache(rows, processor, tiny_ctc, tmp_path, capsys):
+    clips = clips_of(rows)
+    broken = {"path": str(tmp_path / "broken.wav"), "bytes": None}
+    remote = {"path": "https://127.0.0.1:9/a.wav", "bytes": None}
+    (tmp_path / "broken.wav").write_bytes(b"RIFF nothing")
+    folder = tmp_path / "cache"
+    cache = EncoderCache.build(folder, tiny_ctc, processor, [broken, remote], progress=False)
+    assert not cache.clips and len(cache.failed) == 2
+    assert "2 of 2 recordings cannot be encoded, the first:" in capsys.readouterr().err
+    with pytest.raises(AudioError, match="broken.wav"):
+        cache.windows(broken)
+    with pytest.raises(BadRow, match="no public address"):
+        SoundwaveCollator(processor, ("ctc",), cache)([{**rows[0], "audio": remote}])
+    # Mended, it is encoded by the next build, and what still fails does not undo the rest.
+    shutil.copyfile(clips[0]["path"], broken["path"])
+    cache = EncoderCache.build(folder, tiny_ctc, processor, [broken, remote, clips[0]], progress=False)
+    assert len(cache.clips) == 2 and list(cache.failed) == [remote["path"]]
+    one, two = (cache.batch([clip])["encoder_features"] for clip in (broken, clips[0]))
+    assert torch.equal(one, two) and one.any()
+    # Nor does one that the encoder makes infinities of.
+    loud = copy.deepcopy(tiny_ctc)
+    with torch.no_grad():
+        loud.audio_tower.layer_norm.weight *= 1e6
+    cache = EncoderCache.build(folder, loud, processor, clips[:1], progress=False)
+    assert "not finite in fp16" in cache.failed[recording_key(clips[0])] and not cache.clips
 
 
 @pytest.mark.parametrize("padding", ["max_length", "longest"])

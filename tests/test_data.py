@@ -5,7 +5,7 @@ import json
 import pytest
 from datasets import Audio, Dataset, Features, List, Value
 
-from soundwave.training.data import FIELDS, DataError, concatenate_rows, load_rows, recordings, transcripts
+from soundwave.training.data import FIELDS, DataError, concatenate_rows, load_rows, recordings, transcripts, with_audio
 
 SPOKEN = {
     "id": "a",
@@ -232,3 +232,18 @@ def test_a_wrong_row_of_a_table_is_named(tmp_path, audio, columns, message):
     with pytest.raises(DataError, match=message) as error:
         load_rows(path)
     assert str(path) in str(error.value)
+
+
+def test_rows_with_audio(tmp_path, caplog):
+    """Lists, single recordings and none, in selected rows too; how many are left out is said."""
+    rows = [
+        {"id": "0", "task": "asr", "audio": "a.wav", "answer": "a"},
+        {"id": "1", "task": "text_qa", "answer": "b"},
+        {"id": "2", "task": "asr", "audio": ["a.wav", "b.wav"], "answer": "c"},
+        {"id": "3", "task": "asr", "audio": "c.wav", "answer": "d"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert with_audio(load_rows(path))["id"][:] == ["0", "2", "3"]
+    assert "1 of 4 rows have no audio" in caplog.text
+    assert with_audio(load_rows(path).select([3, 1]))["id"][:] == ["3"]

@@ -5,6 +5,7 @@ which `soundwave`, peft, soundfile and torchaudio cannot be imported, loads what
 endpoint at import, hence processes.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import torch
+from safetensors.torch import load, save
 
 from tests.conftest import tone
 from tests.local_hub import LocalHub
@@ -48,7 +51,8 @@ TRAIN = """
     # The LLM of local components is not in a stage I repository: stage II is told where it is.
     second = [] if pinned else [f"text_model={llm}"]
     for stage, extra in {
-        "align": components, "shrink": ["start=ours/align", *second], "instruct": ["start=ours/shrink"]
+        "align": components,
+        "shrink": ["start=ours/align", *second], "instruct": ["start=ours/shrink"]
     }.items():
         assert not main([stage, *common, *extra, f"output_dir=runs/{stage}", f"hub_model_id=ours/{stage}"])
 
@@ -57,6 +61,10 @@ TRAIN = """
     model = SoundwaveForConditionalGeneration.from_pretrained("runs/instruct", dtype=torch.float32).eval()
     inputs = processor(audio=[tone(0.6), tone(3.1, 300.0)], sampling_rate=16_000)
     ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    if pinned:  # what the base models' branches hold from now on must not matter
+        torch.manual_seed(9)
+        for folder in (save_encoder(Path("later/encoder"), seed=7), save_llm(Path("later/llm"), seed=8)):
+            HfApi().upload_folder(repo_id=f"parts/{Path(folder).name}", folder_path=folder)
     print(json.dumps({"ids": ids.tolist(), "prompt": inputs["input_ids"].tolist(), "class": type(model).__module__}))
 """
 
@@ -90,6 +98,34 @@ LOAD = """
         seen[f"recognized {stage}"] = [sorted(heard) for heard in recognizer(clips, return_timestamps="word")]
     print(json.dumps(seen))
 """
+
+
+REFUSED = """
+    import sys
+    sys.modules |= dict.fromkeys(("soundwave", "peft", "trl", "soundfile", "torchaudio"))
+    import json
+    from transformers import AutoModel
+
+    said = {}
+    for branch in ("lacks", "surplus", "other commit", "gone"):
+        try:
+            AutoModel.from_pretrained("ours/instruct", revision=branch, trust_remote_code=True)
+        except Exception as error:
+            said[branch] = f"{type(error).__name__}: {error}"
+    print(json.dumps(said))
+"""
+
+
+def spoil(hub: LocalHub, name: str, branch: str, path: str, content: bytes) -> None:
+    """Make a branch that is main but for one file."""
+    repository = hub.read(name)
+    files = dict(hub.listing(name)[1])
+    oid = hashlib.sha256(content).hexdigest()
+    (hub.blobs / oid).write_bytes(content)
+    files[path] = {"oid": oid, "size": len(content), "lfs": True}
+    sha = hashlib.sha1(branch.encode()).hexdigest()
+    repository["commits"][sha], repository["branches"][branch] = files, sha
+    hub.write(name, repository)
 
 
 def run(hub: LocalHub, code: str, cwd: Path, home: str, *arguments: str, isolated: bool = False) -> dict:
@@ -142,7 +178,22 @@ def test_three_stages_to_a_process_without_the_package(pinned, workplace, tmp_pa
             for path, entry in listing.items()
             if not entry["lfs"]
         }
-        commits = {part: hub.listing(f"parts/{part}")[0] for part in ("encoder", "llm")} if pinned else {}
+        # The first commit is the empty repository, the third what was uploaded after the training.
+        commits = {part: list(hub.read(f"parts/{part}")["commits"])[1] for part in ("encoder", "llm") if pinned}
+        if pinned:
+            weights, config = load(hub.content("ours/instruct", "model.safetensors")), texts["instruct", "config.json"]
+            norm = weights.pop("shrinking_adapter.norm.weight")
+            spoil(hub, "ours/instruct", "lacks", "model.safetensors", save(weights, {"format": "pt"}))
+            weights |= {"shrinking_adapter.norm.weight": norm, "shrinking_adapter.norm.extra": torch.ones(1)}
+            spoil(hub, "ours/instruct", "surplus", "model.safetensors", save(weights, {"format": "pt"}))
+            empty = list(hub.read("parts/llm")["commits"])[0]
+            spoil(hub, "ours/instruct", "other commit", "config.json", config.replace(commits["llm"], empty).encode())
+            spoil(hub, "ours/instruct", "gone", "config.json", config.replace(commits["llm"], 40 * "0").encode())
+            said = run(hub, REFUSED, away, "user", isolated=True)
+            assert "shrinking_adapter.norm.weight" in said["lacks"]
+            assert "shrinking_adapter.norm.extra" in said["surplus"]
+            assert "parts/llm holds neither model.safetensors nor" in said["other commit"]
+            assert "parts/llm" in said["gone"], said["gone"]
 
     assert trained["class"] == "soundwave.modeling_soundwave.modeling_soundwave"
     assert loaded["class"].startswith("transformers_modules.ours.instruct.")

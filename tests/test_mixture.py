@@ -5,8 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from soundwave.training.mixture import MixtureSampler, apportion, task_probabilities
 from soundwave.training.stages import ConfigError
@@ -79,6 +81,38 @@ def test_no_row_comes_again_before_all_of_its_task_came(task_sizes, seed, draws)
         for task in task_sizes:
             counts = [times[k] for k, other in enumerate(tasks) if other == task]
             assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize("bucket", [0, 2])
+@pytest.mark.parametrize("per_device", [1, 2])
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_every_update_has_the_same_draws_on_any_number_of_devices(devices, per_device, bucket):
+    """`accelerate` itself deals the batches out, and skips what a resumed run has seen; the counts are those drawn."""
+    tasks = rows_of({"asr": 30, "st": 7, "sound": 3})
+    durations = [1.0 + k % 7 for k in range(40)]
+    settings = {"seed": 5, "draws_per_epoch": 24, "temperature_step": 5, "multiple_of": 8}
+    sampler = MixtureSampler(tasks, **settings, durations=durations, bucket_batches=bucket)
+    passes = 8 // (devices * per_device)
+    for epoch, done in ((0, 0), (2, 1)):
+        shards = []
+        for rank in range(devices):
+            loader = DataLoader(list(range(40)), batch_size=per_device, sampler=sampler, collate_fn=list)
+            shard = prepare_data_loader(loader, num_processes=devices, process_index=rank, put_on_device=False)
+            shard = skip_first_batches(shard, done * passes)
+            shard.set_epoch(epoch)
+            sampler.set_epoch(epoch)  # as `StageCallback`: a loader that skips does not pass it on
+            shards.append(list(shard))
+        drawn = []
+        for update, expected in enumerate(sampler.order(epoch).reshape(-1, 8)[done:]):
+            dealt = [batch for shard in shards for batch in shard[update * passes : (update + 1) * passes]]
+            rows = [row for batch in dealt for row in batch]
+            assert sorted(rows) == sorted(expected) and {len(batch) for batch in dealt} == {per_device}
+            drawn += rows
+        if not done:
+            assert Counter(tasks[row] for row in drawn) == Counter(sampler.counts(epoch, 24))
+            assert Counter(tasks[row] for row in drawn[:8]) == Counter(
+                {task: count for task, count in sampler.counts(epoch, 8).items() if count}
+            )
 
 
 def test_draws_are_a_function_of_seed_and_epoch():

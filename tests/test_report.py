@@ -168,21 +168,3 @@ def test_text_beyond_the_font_and_mathematics(tmp_path):
     odd = pictures.Utterance(np.zeros((80, 8)), ["\x1a", None], kept, [(0, 0.04, "\u4f60 $x^")], "$2 \u4f60", "a_b$")
     pictures.draw_utterance(tmp_path / "odd.png", odd)
     assert pictures._drawable("a\u4f60\nb") == "a\u25a1\nb"
-
-
-def test_curves_of_any_length_and_sign(tmp_path):
-    curves = {"none": [], "one": [(1, 2.0)], "nan": [(1, float("nan")), (2, 1.0)], "zero": [(1, 0.0), (2, 0.0)]}
-    pictures.draw_curves(tmp_path / "curves.png", curves)
-    assert (tmp_path / "curves.png").stat().st_size > 1000
-
-
-def test_reading_curves(tmp_path):
-    lines = [{"step": 1, "loss": 2.0}, {"step": 1, "eval_loss": 9.0}, {"step": 2, "loss": 1.5}]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": lines}))
-    for name in ("log.jsonl", "trainer_state.json"):
-        assert report.read_curve(tmp_path / name) == [(1, 2.0), (2, 1.5)]
-
-
-def test_durations():
-    assert [report.duration(s) for s in (7.6, 65, 7380)] == ["8 s", "1 min 05 s", "2 h 03 min"]

@@ -133,23 +133,6 @@ def test_the_command(runs, tmp_path, capsys):
         main(["instruct", "step=1"])
 
 
-def test_a_run_goes_on_from_its_last_checkpoint(runs, tmp_path):
-    config = StageConfig.for_stage(
-        "instruct", start=str(runs / "two"), output_dir=str(tmp_path), save_steps=1, resume=True, **settings(runs)
-    )
-    run_stage(config)  # nothing to resume from yet
-    whole = load_file(tmp_path / "model.safetensors")
-    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text("{")  # cut short: the one before counts
-    run_stage(config)
-    resumed = load_file(tmp_path / "model.safetensors")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    log = [json.loads(line) for line in open(tmp_path / LOG)]
-    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2]
-    config.resume = False
-    with pytest.raises(ConfigError, match="holds 2 checkpoint.*resume=true, name another output_dir, or remove"):
-        run_stage(config)
-
-
 def test_settings_without_effect_are_named(runs, llm_folder, encoder_folder):
     one, two = {"start": str(runs / "one"), "text_model": llm_folder}, {"start": str(runs / "two")}
     wide, loud = {"audio_padding": "longest"}, {"keep_blanks": True}

@@ -183,22 +183,13 @@ def test_a_resumed_run_ends_with_the_same_bits(make, tmp_path, stage):
     resumed = make(stage, "resumed", **settings)
     checkpoint = last_complete_checkpoint(tmp_path / "resumed")
     assert checkpoint.name == "checkpoint-4"
-    resumed.train(resume_from_checkpoint=str(checkpoint))
+    resumed.train(resume_from_checkpoint=True)
     first, second = weights(whole), weights(resumed)
     assert all(torch.equal(first[name], second[name]) for name in first)
     losses = [[(e["step"], e["loss"]) for e in t.state.log_history if "loss" in e] for t in (whole, resumed)]
-    assert losses[0] == losses[1] and len(losses[0]) == 3
+    assert losses[0] == losses[1] and [step for step, _ in losses[0]] == [2, 4, 6, 7]
     drawn = [[e for e in t.state.log_history if "temperature" in e] for t in (whole, resumed)]
     assert drawn[0] == drawn[1] and [e["temperature"] for e in drawn[0]] == [1.0, 6.0, 11.0]
-
-
-def test_a_checkpoint_cut_short_does_not_count(tmp_path):
-    assert last_complete_checkpoint(tmp_path) is None
-    for step, marker in ((9, "{}"), (10, '{"global_st'), (11, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if marker is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(marker)
-    assert last_complete_checkpoint(tmp_path).name == "checkpoint-9"
 
 
 def test_checkpoints_hold_a_loadable_repository_and_no_secrets(make, tmp_path):
@@ -224,7 +215,7 @@ def test_validation_reports_means_per_token(make, stage, rows):
         assert small[f"eval_{name}"] == pytest.approx(large[f"eval_{name}"], rel=1e-4), name
     batch = trainer.data_collator([trainer.eval_dataset[k] for k in range(4)])
     loss, per_row, labels = trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
-    assert loss.shape == () and per_row.shape == (4, 5) and labels.shape == (4, 1)
+    assert loss.shape == () and per_row.shape == (4, 8) and labels.shape == (4, 1)
 
 
 def test_masks_depend_on_the_place_in_the_run_not_on_devices(make):

@@ -1,12 +1,15 @@
 """A stage's settings as the library's arguments."""
 
 import os
+from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from trl import SFTConfig
 
-from soundwave.training.stages import StageConfig
+from soundwave.training.generating import figure_of
+from soundwave.training.monitoring import reporters
+from soundwave.training.stages import ConfigError, StageConfig, higher_is_better
 
 
 def resolve_dtype(config: StageConfig) -> torch.dtype:
@@ -53,10 +56,14 @@ def training_arguments(config: StageConfig) -> TrainingArguments:
         save_strategy="no" if config.save_steps is None else "steps",
         save_steps=config.save_steps or 500,
         save_total_limit=config.save_total_limit,
+        load_best_model_at_end=config.best_metric is not None,
+        metric_for_best_model=config.best_metric,
+        greater_is_better=None if config.best_metric is None else higher_is_better(config.best_metric),
+        restore_callback_states_from_checkpoint=True,  # the patience of early stopping
         dataloader_num_workers=config.dataloader_workers,
         dataloader_pin_memory=_on_gpu(config),
         disable_tqdm=not config.progress,
-        report_to=config.report_to or "none",
+        report_to=reporters(config.report_to) or "none",
         remove_unused_columns=False,
         # A batch without recordings still reaches every trained parameter, so nothing needs looking for.
         ddp_find_unused_parameters=False,
@@ -66,3 +73,31 @@ def training_arguments(config: StageConfig) -> TrainingArguments:
         hub_private_repo=config.hub_private,
         hub_strategy=config.hub_strategy,
     )
+
+
+def stopping_callbacks(config: StageConfig) -> list[TrainerCallback]:
+    """What ends a run before its last step: nothing, or validations that no longer get better."""
+    if config.early_stopping_patience is None:
+        return []
+    return [EarlyStoppingCallback(config.early_stopping_patience)]
+
+
+def check_best_metric(config: StageConfig, eval_rows: Any) -> None:
+    """Refuse a `best_metric` that no validation of these rows reports: now, not after `eval_steps` updates.
+
+    Raises:
+        ConfigError: naming those that there are.
+    """
+    if config.best_metric is None:
+        return
+    ctc = config.stage == "align"
+    known = {"eval_loss"} | {{"answer": "eval_ce_loss", "ctc": "eval_ctc_loss"}[loss] for loss in config.table.losses}
+    known |= {"eval_token_error_rate"} if ctc else set()
+    if config.eval_generate_rows:
+        answered = eval_rows.select_columns(["task", "answer", "transcript", "messages"])
+        known |= {f"eval_{figure[0]}" for row in answered if (figure := figure_of(row, ctc)) is not None}
+    if config.best_metric not in known:
+        raise ConfigError(
+            f"best_metric is {config.best_metric}, but validation in stage {config.stage} on eval_data "
+            f"reports {', '.join(sorted(known))}."
+        )

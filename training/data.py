@@ -12,10 +12,12 @@ Recordings are never decoded here: they stay `{"path", "bytes"}`, which needs no
 import csv
 import difflib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import (
@@ -29,6 +31,8 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+
+logger = logging.getLogger(__name__)
 
 RECORDING = {"bytes": Value("binary"), "path": Value("string")}  # how Arrow stores an Audio column
 TURN = {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
@@ -75,6 +79,16 @@ def concatenate_rows(parts: Sequence[Dataset]) -> Dataset:
     if any(isinstance(part.features["audio"], List) for part in parts):
         parts = [part if isinstance(part.features["audio"], List) else _as_lists(part) for part in parts]
     return parts[0] if len(parts) == 1 else concatenate_datasets(list(parts))
+
+
+def with_audio(rows: Dataset) -> Dataset:
+    """The rows that have a recording: stage I has no LLM that could learn from the others; says how many it leaves."""
+    chunks = rows.select_columns(["audio"]).with_format("arrow").iter(1000)
+    spoken = np.concatenate([chunk.column("audio").is_valid().to_numpy() for chunk in chunks])
+    if spoken.all():
+        return rows
+    logger.warning("%d of %d rows have no audio; this stage leaves them out.", len(rows) - spoken.sum(), len(rows))
+    return rows.select(np.flatnonzero(spoken))
 
 
 def recordings(row: dict[str, Any]) -> list[dict[str, Any]]:

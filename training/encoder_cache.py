@@ -9,7 +9,7 @@ Letters: `E` encoder frames (20 ms), `T` mel frames (10 ms), `D_e` encoder width
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from soundwave.processing.audio_soundwave import window_offsets
+from soundwave.processing import AudioError
+from soundwave.processing.audio_soundwave import mel_frames, window_offsets
+from soundwave.processing.frontends_soundwave import window_frames
+from soundwave.training.incidents import report
 from soundwave.training.stages import ConfigError
 
 FEATURES, INDEX = "features.f16", "index.json"
@@ -26,10 +29,10 @@ MEL_FRAMES_PER_BATCH = 12_000  # two minutes of audio in one forward pass
 MEL_PER_ENCODER_FRAME = 2
 MEL_PER_ALIGNED_FRAME = 4
 
-Window = list[int]  # first row in the file, rows, valid mel frames, offset in the recording in mel frames
+Window = Sequence[int]  # first row in the file, rows, valid mel frames, offset in the recording in mel frames
 
 
-def recording_key(recording: dict[str, Any]) -> str:
+def recording_key(recording: Mapping[str, Any]) -> str:
     """What identifies a recording: its bytes, or its file by path, size and time of change."""
     if recording.get("bytes") is not None:
         return hashlib.blake2b(recording["bytes"], digest_size=16).hexdigest()
@@ -73,7 +76,11 @@ class EncoderCache:
         self.fingerprint: str = index["fingerprint"]
         self.width: int = index["width"]
         self.clips: dict[str, list[Window]] = index["clips"]
-        self.features = np.memmap(self.folder / FEATURES, np.float16, "r", shape=(index["rows"], self.width))
+        self.failed: dict[str, str] = index.get("failed", {})  # why a recording has no features
+        self.features: np.ndarray = np.empty((0, self.width), np.float16)
+        if index["rows"]:  # an empty file, where no recording could be read, cannot be mapped
+            shape = (index["rows"], self.width)
+            self.features = np.memmap(self.folder / FEATURES, np.float16, "r", shape=shape)
 
     @classmethod
     def build(
@@ -84,12 +91,14 @@ class EncoderCache:
         recordings: Iterable[dict[str, Any]],
         progress: bool = True,
     ) -> "EncoderCache":
-        """Encode all distinct recordings that the folder does not hold yet.
+        """Encode all distinct recordings that the folder does not hold yet; by one process, others open the result.
+
+        One that cannot be read or encoded is noted in the index, and tried again by the next build.
 
         Args:
             folder: made if need be; emptied if it belongs to another encoder.
             model: any Soundwave model; its encoder runs in evaluation mode.
-            processor: decodes and computes log-mel features.
+            processor: decodes and computes the encoder's features.
             recordings: `{"path", "bytes"}` each.
             progress: show a bar.
         """
@@ -102,8 +111,9 @@ class EncoderCache:
             fresh = True
             # Before the features: a run cut short must not leave the old index beside what another encoder wrote.
             (folder / INDEX).unlink(missing_ok=True)
-            width = model.config.audio_config.d_model
+            width = model.config.encoder_width
             index = {"fingerprint": fingerprint, "width": width, "rows": 0, "clips": {}}
+        index["failed"] = {}
         missing = {}
         for recording in recordings:
             key = recording_key(recording)
@@ -113,23 +123,35 @@ class EncoderCache:
             _append(folder, index, model, processor, missing, progress)
         return cls(folder)
 
-    def batch(self, recordings: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def windows(self, recording: Mapping[str, Any]) -> list[Window]:
+        """Where the features of a recording lie.
+
+        Raises:
+            AudioError: for a recording that could not be encoded.
+            ConfigError: for one that the cache does not know.
+        """
+        key = recording_key(recording)
+        if key in self.failed:
+            raise AudioError(self.failed[key])
+        if key not in self.clips:
+            raise ConfigError(
+                f"the encoder cache {self.folder} lacks {recording.get('path') or 'a recording given as bytes'}; "
+                "build it again, the file may have changed."
+            )
+        return self.clips[key]
+
+    def batch(self, recordings: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """The audio tensors of the model for some recordings, `encoder_features` (n_windows, E, D_e) in fp16.
 
         Raises:
-            ConfigError: for a recording that was not encoded.
+            AudioError, ConfigError: as `windows`.
         """
-        per_audio = []
-        for recording in recordings:
-            windows = self.clips.get(recording_key(recording))
-            if windows is None:
-                raise ConfigError(
-                    f"the encoder cache {self.folder} lacks {recording.get('path') or 'a recording given as bytes'}; "
-                    "build it again, the file may have changed."
-                )
-            per_audio.append(windows)
-        windows = [window for clip in per_audio for window in clip]
-        E = max(rows for _, rows, _, _ in windows)
+        return self.features_of([self.windows(recording) for recording in recordings])
+
+    def features_of(self, clips: Sequence[Sequence[Window]]) -> dict[str, torch.Tensor]:
+        """The same for recordings given by their windows; one without rows in the file is silence."""
+        windows = [window for clip in clips for window in clip]
+        E = max(max(rows, mel // MEL_PER_ENCODER_FRAME) for _, rows, mel, _ in windows)
         features = np.zeros((len(windows), E, self.width), np.float16)
         valid = torch.tensor([mel for _, _, mel, _ in windows])
         for k, (first, rows, _, _) in enumerate(windows):
@@ -138,7 +160,7 @@ class EncoderCache:
             "encoder_features": torch.from_numpy(features),
             "input_features_mask": torch.arange(E * MEL_PER_ENCODER_FRAME) < valid[:, None],  # (n_windows, T)
             "window_offsets": torch.tensor([offset for _, _, _, offset in windows]),
-            "windows_per_audio": torch.tensor([len(clip) for clip in per_audio]),
+            "windows_per_audio": torch.tensor([len(clip) for clip in clips]),
         }
 
 
@@ -162,12 +184,21 @@ def _append(folder: Path, index: dict, model: torch.nn.Module, processor: Any, m
         bar = tqdm(total=len(missing), desc="encoding recordings", unit="clip", disable=not progress)
         todo = list(missing.items())
         for start in range(0, len(todo), CLIPS_AT_ONCE):
-            chunk = [(key, processor.load_audio(clip)) for key, clip in todo[start : start + CLIPS_AT_ONCE]]
+            chunk = []
+            for key, clip in todo[start : start + CLIPS_AT_ONCE]:
+                try:
+                    chunk.append((key, processor.load_audio(clip)))
+                except (AudioError, OSError) as error:
+                    index["failed"][key] = str(error)
+                    bar.update()
             chunk.sort(key=lambda pair: len(pair[1]))
             for group in _batches(chunk, processor):
                 _encode_group(file, index, model, processor, group, device)
                 bar.update(len(group))
         bar.close()
+    if index["failed"]:
+        first = next(iter(index["failed"].values()))
+        report(f"{len(index['failed'])} of {len(missing)} recordings cannot be encoded, the first: {first}")
     model.train(was_training)
     temporary = folder / (INDEX + ".partial")
     temporary.write_text(json.dumps(index), encoding="utf-8")
@@ -176,11 +207,11 @@ def _append(folder: Path, index: dict, model: torch.nn.Module, processor: Any, m
 
 def _batches(clips: list[tuple[str, np.ndarray]], processor: Any) -> Iterable[list[tuple[str, np.ndarray]]]:
     """Runs of length-sorted clips whose windows have at most `MEL_FRAMES_PER_BATCH`, padding included."""
-    hop, window = processor.feature_extractor.hop_length, processor.feature_extractor.nb_max_frames
+    window = window_frames(processor.feature_extractor)
     group: list[tuple[str, np.ndarray]] = []
     windows = 0
     for clip in clips:
-        frames = -(-len(clip[1]) // (hop * MEL_PER_ALIGNED_FRAME)) * MEL_PER_ALIGNED_FRAME
+        frames = mel_frames(len(clip[1]))
         own = len(window_offsets(frames, window))
         # This clip is the longest so far: every window of the batch is padded to its windows' length.
         padded = window if processor.audio_padding == "max_length" else min(frames, window)
@@ -198,12 +229,12 @@ def _encode_group(file: Any, index: dict, model: torch.nn.Module, processor: Any
     mask = inputs["input_features_mask"]
     encoded = model.encode(inputs["input_features"].to(device), mask.to(device))  # (n_windows, E, D_e)
     encoded = encoded.to(torch.float16).cpu()
-    if not bool(torch.isfinite(encoded).all()):
-        raise ConfigError(
-            f"the encoder's features of {group[0][0]} or a neighbour are not finite in fp16; do not cache."
-        )
     valid, position = mask.sum(dim=1).tolist(), 0
     for (key, _), count in zip(group, inputs["windows_per_audio"].tolist(), strict=True):
+        if not bool(torch.isfinite(encoded[position : position + count]).all()):
+            index["failed"][key] = "the encoder's features are not finite in fp16; train without encoder_cache."
+            position += count
+            continue
         windows = []
         for k in range(position, position + count):
             # Padding is kept only for models that let it count (the released layout).

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from soundwave.training.lora import is_lora
+from soundwave.training.lora import LORA_IN, is_lora
 from soundwave.training.stages import ConfigError
 
 UNUSED_BY_FRAMES = tuple(f"alignment_adapter.layer.self_attn.{part}_proj." for part in "qk")
@@ -18,9 +18,9 @@ def freeze(model: nn.Module, trains: Sequence[str]) -> None:
 
     Args:
         model: any Soundwave model.
-        trains: prefixes of parameter names; `"lora"` stands for the LoRA matrices. The rows of a tied CTC head are
-            the LLM's and never train, nor do the queries and keys of an alignment layer whose frames see only
-            themselves: no gradient reaches them, and several devices would wait for one.
+        trains: prefixes of parameter names; `"lora"` and `"encoder_lora"` stand for the LoRA matrices. The rows of a
+            tied CTC head are the LLM's and never train, nor do the queries and keys of an alignment layer whose
+            frames see only themselves: no gradient reaches them, and several devices would wait for one.
 
     Raises:
         ConfigError: for a prefix that no parameter has.
@@ -32,9 +32,14 @@ def freeze(model: nn.Module, trains: Sequence[str]) -> None:
         named = {name: parameter for name, parameter in named.items() if not name.startswith(UNUSED_BY_FRAMES)}
     model.requires_grad_(False)
     for part in trains:
-        chosen = [name for name in named if (is_lora(name) if part == "lora" else (name + ".").startswith(part + "."))]
-        if not chosen and part == "lora":
-            raise ConfigError("this stage trains LoRA, but the model has none; call lora.add_lora(model, ...) first.")
+        if part in LORA_IN:
+            chosen = [name for name in named if is_lora(name, part)]
+        else:
+            chosen = [name for name in named if (name + ".").startswith(part + ".")]
+        if not chosen and part in LORA_IN:
+            raise ConfigError(
+                f"this stage trains LoRA ({part}), but the model has none; call lora.add_lora(model, ...) first."
+            )
         if not chosen and not _is_left_out(model, part):
             raise ConfigError(
                 f"trains names {part!r}, but the model has only {', '.join(n for n, _ in model.named_children())}."
@@ -48,9 +53,11 @@ def freeze(model: nn.Module, trains: Sequence[str]) -> None:
 
 def _own(config: Any, name: str) -> None:
     """A component that trains is no longer the one of its pinned commit: its weights are saved with ours."""
+    if is_lora(name):
+        return
     if name.startswith("audio_tower."):
         config.audio_model_revision = None
-    elif name.startswith("language_model.") and not is_lora(name):
+    elif name.startswith("language_model."):
         config.text_model_revision = None
 
 

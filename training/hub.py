@@ -1,63 +1,179 @@
-"""A stage's repository on the Hub: made before the training, fed while it goes on, whole at its end."""
+"""A stage's repository on the Hub: fed while the training goes on, whole at its end, never in the training's way."""
 
+import logging
 import shutil
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
 from transformers import Trainer
-from transformers.utils import PushInProgress
 
-from soundwave.training.checkpoints import PRIVATE
+from soundwave.model_card.push_to_hub import (
+    PushError,
+    PushRefused,
+    bound_requests,
+    explain,
+    gather,
+    prepare_repository,
+    push_stage,
+)
+from soundwave.training.incidents import report
+from soundwave.training.stages import StageConfig
+
+SNAPSHOT = "_push"  # in the run's folder: what is being pushed, while the run goes on beside it
+
+
+class BackgroundPush:
+    """One push at a time in a thread of its own; what it raises is said once, not raised.
+
+    The thread is no daemon: a script that ends waits for it, so that what was begun is finished.
+
+    Attributes:
+        refused: why no push of this run can succeed, once the Hub has said so.
+    """
+
+    def __init__(self, repo_id: str):
+        self.repo_id = repo_id
+        self.refused: PushRefused | None = None
+        self._failing = False
+        self._thread: threading.Thread | None = None
+
+    def busy(self) -> bool:
+        """Whether a push is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Wait for the push under way, if there is one."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def start(self, job: Callable[[], object]) -> None:
+        """Run a job that pushes."""
+        self._thread = threading.Thread(target=self._run, args=(job,), name="push")
+        self._thread.start()
+
+    def _run(self, job: Callable[[], object]) -> None:
+        try:
+            job()
+            self._failing = False
+        except Exception as error:  # noqa: BLE001 (nothing that a push meets may stop the training)
+            failure = explain(error, self.repo_id)
+            if isinstance(failure, PushRefused):
+                self.refused = failure
+                report(f"{failure} The training goes on; this run does not try again.")
+            elif not self._failing:  # once per outage
+                self._failing = True
+                report(f"{failure} The training goes on; the next push tries again.")
 
 
 class HubMixin(Trainer):
-    """How the trainers push: the output folder, without checkpoints and what belongs to this machine."""
+    """How the trainers push: one commit per push, without checkpoints and what belongs to this machine."""
 
-    push_in_progress: Any  # of the library's Trainer
+    background: BackgroundPush
 
     def init_hf_repo(self, token=None, private=None):
-        """Create the repository, and a named branch: the library leaves that out, and pushes fail in silence."""
-        super().init_hf_repo(token=token, private=private)
-        if self.is_world_process_zero() and self.args.hub_revision:
-            api = HfApi(token=self.args.hub_token)
-            api.create_branch(self.hub_model_id, branch=self.args.hub_revision, exist_ok=True)
+        """Make the repository and its branch in the background: a Hub that is away does not keep a run from starting.
+
+        Every push makes sure of them again; made here, a repository that will refuse the result says so at once.
+        """
+        if not self.is_world_process_zero():
+            return
+        bound_requests()
+        # A line for each retry of each request; what comes of them is said once, by us.
+        logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
+        self.hub_model_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        self.background = BackgroundPush(self.hub_model_id)
+        api = HfApi(token=token or self.args.hub_token)
+        private = self.args.hub_private_repo if private is None else private
+        self.background.start(
+            partial(prepare_repository, api, self.hub_model_id, self.args.hub_revision, bool(private))
+        )
 
     def create_model_card(self, *args, **kwargs):
         """Nothing: the card is made by `soundwave.model_card` from results, and a generic one would overwrite it."""
 
     def push_to_hub(
-        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
+        self,
+        commit_message="End of training",
+        blocking=True,
+        token=None,
+        revision=None,
+        private=None,
+        patience_s=0.0,
+        **kwargs,
     ):
-        """Upload the output folder, without checkpoints and what belongs to this machine."""
+        """Push the output folder, after the push under way; return the commit's address (`None` if not `blocking`).
+
+        Raises:
+            PushError: see `push_stage`; not raised, but logged, if not `blocking`.
+        """
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
         if not self.is_world_process_zero():
             return None
-        self._finish_current_push()
-        return self._upload(commit_message, revision, run_as_future=not blocking)
+        self.background.wait()
+        job = partial(self._push, self.args.output_dir, commit_message, token, revision, private, patience_s)
+        return job() if blocking else self.background.start(job)
 
     def _push_from_checkpoint(self, checkpoint_folder):
-        """Push a checkpoint in a form that loads: weights, configuration, processor and code files."""
+        """Push a checkpoint in a form that loads, in the background: weights, configuration, processor and code."""
         if not self.is_world_process_zero() or self.args.hub_strategy == "end":
             return
-        if self.push_in_progress is not None and not self.push_in_progress.is_done():
-            return  # the next one will carry more
-        # Copied: the checkpoint may be rotated away while the upload runs.
-        for file in Path(checkpoint_folder).iterdir():
-            if file.is_file() and not any(file.match(pattern) for pattern in PRIVATE):
-                shutil.copy2(file, self.args.output_dir)
+        if self.background.busy() or self.background.refused:
+            return  # the next one, if there can be one, will carry more
         self.write_log()
-        job = self._upload(f"Training in progress, step {self.state.global_step}", None, run_as_future=True)
-        self.push_in_progress = PushInProgress([job])
+        # Apart from the run's folder: checkpoints are rotated away and logs are written while the upload runs.
+        snapshot = Path(self.args.output_dir) / SNAPSHOT
+        try:
+            gather(self.args.output_dir, checkpoint_folder, snapshot)
+        except OSError as error:
+            report(f"{checkpoint_folder} is not pushed: {error}. The training goes on.")
+            return
+        message = f"Training in progress, step {self.state.global_step}"
+        self.background.start(partial(self._push_snapshot, snapshot, message))
 
-    def _upload(self, message: str, revision: str | None, run_as_future: bool) -> Any:
-        api: Any = HfApi(token=self.args.hub_token)  # its overloads do not know a bool variable
-        return api.upload_folder(
-            repo_id=self.hub_model_id,
-            folder_path=self.args.output_dir,
-            commit_message=message,
+    def _push_snapshot(self, snapshot: Path, message: str) -> None:
+        try:
+            self._push(snapshot, message)
+        finally:
+            shutil.rmtree(snapshot, ignore_errors=True)
+
+    def _push(self, folder, message, token=None, revision=None, private=None, patience_s=0.0) -> str:
+        return push_stage(
+            folder,
+            self.hub_model_id,
             revision=revision or self.args.hub_revision,
-            ignore_patterns=PRIVATE,
-            run_as_future=run_as_future,
+            private=bool(self.args.hub_private_repo if private is None else private),
+            message=message,
+            token=token or self.args.hub_token,
+            patience_s=patience_s,
         )
+
+    def _finish_current_push(self) -> None:
+        """Nothing: `push_to_hub` waits for it, and so does the end of the script; other processes need not."""
+
+
+def push_result(trainer: Any, config: StageConfig) -> None:
+    """Push what a run has saved, with `config.hub_patience_s`.
+
+    A Hub that does not take it is no failure of the run: the result is on disk, and one line on stderr names the
+    command that pushes it.
+    """
+    if config.hub_model_id is None or not trainer.is_world_process_zero():
+        return
+    trainer.background.wait()
+    reason = ""
+    if trainer.background.refused is None:  # what was refused was said when it was
+        try:
+            message = f"Stage {config.table.number}: {config.stage}"
+            trainer.push_to_hub(commit_message=message, patience_s=config.hub_patience_s)
+            return
+        except PushError as error:
+            reason = f" {error}"
+    report(
+        f"the result is in {config.output_dir}, but not on the Hub.{reason} "
+        f"Push it with: soundwave push {config.output_dir}"
+    )

@@ -1,86 +1,20 @@
-"""The three stages as data, and the settings of a run: the paper's, changed by a YAML file, then by `field=value`.
-
-The paper's values are those of §4.1 and Table 13. Its batch sizes are read per GPU, on 32 GPUs, times the
-accumulation: only then do four days of training and more than one epoch fit together. Settings hold the *global*
-batch.
-"""
+"""The settings of a run: those of its stage (`stage_table`), changed by a YAML file, then by `field=value`."""
 
 import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from soundwave.training.stage_table import STAGES, ConfigError, Stage
 
-class ConfigError(ValueError):
-    """A setting that does not exist, has the wrong type, or contradicts another one."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One row of the stage table.
-
-    Args:
-        number: I, II or III, as the paper counts.
-        trains: name prefixes of the parameters that train; `"lora"` stands for the LoRA matrices in the LLM.
-        losses: `"ctc"` on the transcript, `"answer"` for cross-entropy on the answer.
-        needs_audio: whether every row must have a recording (no LLM takes part, so text has nothing to train).
-        defaults: what the paper sets for this stage, as fields of `StageConfig`.
-    """
-
-    number: int
-    trains: tuple[str, ...]
-    losses: tuple[str, ...]
-    needs_audio: bool
-    defaults: Mapping[str, Any]
-
-
-STAGES: dict[str, Stage] = {
-    "align": Stage(
-        number=1,
-        trains=("alignment_adapter", "ctc_head.blank", "ctc_head.log_scale"),  # 144M
-        losses=("ctc",),
-        needs_audio=True,
-        defaults={
-            "global_batch": 8192,  # 32 rows x 8 accumulated x 32 GPUs
-            "per_device_batch": 32,
-            "learning_rate": 1e-4,
-            "steps": 6000,
-            "spec_augment": True,
-        },
-    ),
-    "shrink": Stage(
-        number=2,
-        trains=("alignment_adapter", "shrinking_adapter", "lora"),  # 266M
-        losses=("answer", "ctc"),
-        needs_audio=False,
-        defaults={
-            "global_batch": 4096,  # 16 x 8 x 32
-            "per_device_batch": 16,
-            "learning_rate": 3e-5,
-            "steps": 6000,
-            "spec_augment": True,
-            "temperature_step": 5.0,  # T = 1 + 5 per epoch (§4.1)
-        },
-    ),
-    "instruct": Stage(
-        number=3,
-        trains=("shrinking_adapter", "lora"),  # 122M (Table 13); §2.4 words it as ("lora",)
-        losses=("answer",),
-        needs_audio=False,
-        defaults={
-            "global_batch": 1024,  # 8 x 4 x 32
-            "per_device_batch": 8,
-            "learning_rate": 3e-5,
-            "steps": 4000,
-        },
-    ),
-}
+QUANTIZATIONS = ("nf4", "int8")
+METRICS = {"loss": False, "error_rate": False, "wer": False, "cer": False, "bleu": True, "accuracy": True}  # higher?
 
 
 @dataclass
@@ -101,12 +35,17 @@ class StageConfig:
     processor: dict[str, Any] = field(default_factory=dict)  # fields of SoundwaveProcessor, likewise
 
     # What trains
-    trains: list[str] = field(default_factory=list)  # parameter-name prefixes or "lora"; [] = the stage table's
+    # parameter-name prefixes ("audio_tower", "audio_tower.layers.31", ...), "lora", "encoder_lora"; [] = the table's
+    trains: list[str] = field(default_factory=list)
     ctc_weight: float | None = None  # factor of the CTC loss beside the answer's; None = the model's (0.3)
     lora_r: int = 64  # rank (§4.1)
     lora_alpha: float = 16  # the update is scaled by alpha / r
     lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
-    lora_dropout: float = 0.0  # probability
+    lora_dropout: float = 0.0  # probability, of both
+    encoder_lora_r: int = 16  # "encoder_lora": in the encoder, beside the LLM's
+    encoder_lora_alpha: float = 16
+    encoder_lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    quantization: str | None = None  # of the LLM under LoRA: "nf4" (bitsandbytes), "int8" (torchao); None = as dtype
 
     # Data
     data: list[str] = field(default_factory=list)  # sources of rows: files, folders, Hub ids
@@ -117,8 +56,14 @@ class StageConfig:
     temperature_step: float = 0.0  # added to T with each epoch
     task_weights: dict[str, float] = field(default_factory=dict)  # shares by hand, in place of eq. 2; {} = eq. 2
     bucket_batches: int = 0  # batches filled together by length of audio, so that little is padding; 0 = none
+    max_seconds_per_batch: float | None = None  # audio per device and forward pass, padding included; None = by rows
+    streaming: bool = False  # sources are read as they come, one task each, and never held whole (streaming.py)
+    stream_rows: dict[str, float] = field(default_factory=dict)  # rows of each streamed task, |D_k| of eq. 2
     encoder_cache: str | None = None  # folder for the frozen encoder's features; None = the encoder runs every step
     dataloader_workers: int = 0  # processes that read audio; 0 = in the training process
+    # rows that cannot be used are left out and listed in skipped.jsonl; above this share of those drawn the run stops,
+    # judged from 100 rows on and at the end of each epoch
+    max_skipped_fraction: float = 0.05
 
     # SpecAugment on the log-mel (Park et al. 2019, policy LD; the paper names no values)
     spec_augment: bool = False
@@ -140,6 +85,7 @@ class StageConfig:
     adam_beta2: float = 0.98
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    max_nonfinite_in_row: int = 10  # updates withheld, their loss or gradient not finite, before the run stops
     seed: int = 0
 
     # Machine
@@ -152,27 +98,40 @@ class StageConfig:
     # Log, checkpoints, Hub
     logging_steps: int = 10
     eval_steps: int | None = None  # updates between validations; None = never
+    eval_generate_rows: int = 64  # eval_data rows that a validation answers by generation; 0 = losses only
+    eval_max_new_tokens: int = 128  # of such an answer
     save_steps: int | None = None  # updates between checkpoints; None = only the result is saved
     save_total_limit: int = 2  # checkpoints kept
+    best_metric: str | None = None  # e.g. "eval_ce_loss": the result is the checkpoint with the best; None = the last
+    early_stopping_patience: int | None = None  # validations in a row without a better best_metric; None = all steps
     resume: bool = False  # go on from the last complete checkpoint of output_dir, if there is one
     progress: bool = True  # progress bar
-    report_to: list[str] = field(default_factory=list)  # e.g. ["tensorboard"]
+    report_to: list[str] | None = None  # e.g. ["trackio"]; None = TensorBoard where it is installed, [] = none
     hub_model_id: str | None = None  # push the result to this repository
     hub_revision: str | None = None  # branch, created if need be; None = main
     hub_private: bool = False
     hub_strategy: str = "end"  # "end", or "every_save": each checkpoint is pushed too
+    hub_patience_s: float = 600.0  # seconds within which the result's push is tried again; then `soundwave push`
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise ConfigError(f"stage is {self.stage!r}, expected one of {', '.join(STAGES)}.")
-        for name in ("global_batch", "per_device_batch", "steps", "logging_steps", "lora_r", "save_total_limit"):
+        for name in (
+            *("global_batch", "per_device_batch", "steps", "logging_steps", "save_total_limit"),
+            *("lora_r", "encoder_lora_r", "eval_max_new_tokens", "max_nonfinite_in_row"),
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if self.eval_generate_rows < 0:
+            raise ConfigError(f"eval_generate_rows is {self.eval_generate_rows}, expected rows, or 0 for none.")
+        if not 0 <= self.max_skipped_fraction <= 1:
+            raise ConfigError(f"max_skipped_fraction is {self.max_skipped_fraction}, expected a share from 0 to 1.")
         if self.temperature_start <= 0 or self.temperature_step < 0:
             raise ConfigError(
                 f"temperature_start is {self.temperature_start} and temperature_step {self.temperature_step}: "
                 "the temperature of eq. 2 must be positive and must not fall; the paper has 1 and 5."
             )
+        self._check_batches()
         if self.encoder_cache is not None and self.spec_augment:
             raise ConfigError(
                 "encoder_cache and spec_augment exclude each other: cached features are those of the unmasked audio. "
@@ -180,6 +139,8 @@ class StageConfig:
             )
         if self.hub_strategy not in ("end", "every_save"):
             raise ConfigError(f"hub_strategy is {self.hub_strategy!r}, expected 'end' or 'every_save'.")
+        if self.hub_patience_s < 0:
+            raise ConfigError(f"hub_patience_s is {self.hub_patience_s}, expected seconds, 0 or more.")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"dtype is {self.dtype!r}, expected auto, float32, bfloat16 or float16.")
         if self.device not in ("auto", "cpu"):
@@ -188,6 +149,75 @@ class StageConfig:
             raise ConfigError(f"start_revision is {self.start_revision!r}, but start is not set.")
         self.trains = list(self.trains) or list(STAGES[self.stage].trains)
         self.output_dir = self.output_dir or f"runs/{self.stage}"
+        self._check_what_trains()
+        self._check_best_metric()
+
+    def _check_what_trains(self) -> None:
+        encoder = [part for part in self.trains if part == "encoder_lora" or part.partition(".")[0] == "audio_tower"]
+        if self.encoder_cache is not None and encoder:
+            raise ConfigError(
+                f"trains names {', '.join(encoder)} and encoder_cache is set; an encoder that trains cannot be cached."
+            )
+        if self.quantization is None:
+            return
+        if self.quantization not in QUANTIZATIONS:
+            raise ConfigError(f"quantization is {self.quantization!r}, expected one of {', '.join(QUANTIZATIONS)}.")
+        whole = [part for part in self.trains if part.partition(".")[0] == "language_model"]
+        if "lora" not in self.trains or whole:
+            raise ConfigError(
+                f"quantization is {self.quantization} and trains {self.trains}: a quantized LLM trains through LoRA "
+                "alone. Name lora and nothing of language_model, or leave out quantization (stage I has no LLM)."
+            )
+
+    def _check_best_metric(self) -> None:
+        if self.early_stopping_patience is not None and (self.early_stopping_patience < 1 or self.best_metric is None):
+            raise ConfigError(
+                f"early_stopping_patience is {self.early_stopping_patience} and best_metric {self.best_metric}: "
+                "expected at least 1 validation, and the metric that has to get better, e.g. best_metric=eval_loss."
+            )
+        if self.best_metric is None:
+            return
+        higher_is_better(self.best_metric)
+        if not self.eval_data or self.eval_steps is None:
+            raise ConfigError(
+                f"best_metric is {self.best_metric}, but nothing is validated: set eval_data, eval_steps."
+            )
+        if self.save_steps != self.eval_steps:
+            raise ConfigError(
+                f"best_metric needs a checkpoint at every validation, but save_steps is {self.save_steps} and "
+                f"eval_steps {self.eval_steps}; make them equal."
+            )
+
+    def _check_batches(self) -> None:
+        """How rows come together: settings that exclude each other."""
+        if self.max_seconds_per_batch is not None and self.max_seconds_per_batch <= 0:
+            raise ConfigError(f"max_seconds_per_batch is {self.max_seconds_per_batch}, expected seconds above 0.")
+        if self.max_seconds_per_batch is not None and self.bucket_batches:
+            raise ConfigError(
+                f"max_seconds_per_batch is {self.max_seconds_per_batch} and bucket_batches {self.bucket_batches}: "
+                "both sort rows by length, so set one of them."
+            )
+        if not self.streaming:
+            if self.stream_rows:
+                raise ConfigError(f"stream_rows is {self.stream_rows}, which only streaming=true reads.")
+            return
+        named = ("max_seconds_per_batch", "bucket_batches", "encoder_cache", "draws_per_epoch")
+        if excluded := [name for name in named if getattr(self, name)]:
+            raise ConfigError(
+                f"streaming is set, and so is {', '.join(excluded)}, which needs to know all rows at the start; leave "
+                "it out, or read the sources whole with streaming=false."
+            )
+        if bool(self.stream_rows) == bool(self.task_weights):
+            raise ConfigError(
+                f"streaming is set with task_weights {self.task_weights} and stream_rows {self.stream_rows}; the size "
+                "of a stream is not known, so give one of them: stream_rows, how many rows each task has (shares by "
+                "eq. 2), or task_weights, the shares themselves."
+            )
+        if self.dataloader_workers > 1:
+            raise ConfigError(
+                f"streaming is set with {self.dataloader_workers} dataloader_workers, but one process reads a stream; "
+                "set 0 or 1."
+            )
 
     @classmethod
     def for_stage(cls, stage: str, **settings: Any) -> "StageConfig":
@@ -215,7 +245,7 @@ class StageConfig:
         Raises:
             ConfigError: when the global batch is no multiple of `per_device_batch` x `devices`.
         """
-        at_once = self.per_device_batch * devices
+        at_once = devices if self.max_seconds_per_batch is not None else self.per_device_batch * devices
         if self.global_batch % at_once:
             raise ConfigError(
                 f"global_batch is {self.global_batch}, but {devices} device(s) x per_device_batch "
@@ -224,14 +254,34 @@ class StageConfig:
             )
         return self.global_batch // at_once
 
-    def save(self, path: str | Path) -> None:
-        """Write the settings as YAML, without folders of this machine: local paths are cut to their last part."""
+    def portable(self) -> dict[str, Any]:
+        """The settings without folders of this machine: local paths are cut to their last part."""
         values = dataclasses.asdict(self)
         for name in ("output_dir", "start", "audio_model", "text_model", "data_root", "encoder_cache"):
             values[name] = _portable(values[name])
         for name in ("data", "eval_data"):
             values[name] = [_portable(source) for source in values[name]]
-        Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        return values
+
+    def save(self, path: str | Path) -> None:
+        """Write the settings as YAML, see `portable`."""
+        text = yaml.safe_dump(self.portable(), sort_keys=False, allow_unicode=True)
+        Path(path).write_text(text, encoding="utf-8")
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a validation metric (`eval_loss`, `eval_wer`, `eval_accuracy_intent`, ...) is better when higher.
+
+    Raises:
+        ConfigError: for a name that tells no direction.
+    """
+    for name, higher in METRICS.items():
+        if metric.startswith("eval_") and f"_{name}_" in f"{metric}_":
+            return higher
+    raise ConfigError(
+        f"best_metric is {metric!r}, expected a validation metric: eval_, then a name with one of "
+        f"{', '.join(METRICS)} in it, such as eval_loss or eval_accuracy_intent."
+    )
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = (), stage: str | None = None) -> StageConfig:

@@ -8,22 +8,32 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from soundwave.training.augment import SpecAugment
+from soundwave.training.batching import LengthBatches
 from soundwave.training.checkpoints import CheckpointMixin
-from soundwave.training.collator import SoundwaveCollator
+from soundwave.training.finite import FiniteCallback, FiniteMixin
 from soundwave.training.freezing import freeze
+from soundwave.training.generating import AnswerCheck, AnsweringMixin
 from soundwave.training.hub import HubMixin
+from soundwave.training.incidents import Tally
 from soundwave.training.mixture import MixtureSampler
+from soundwave.training.monitoring import Monitor, MonitoringMixin, TensorBoard
 from soundwave.training.progress import Progress, StageCallback
+from soundwave.training.skipping import SkippingCallback, SkippingCollator, SkippingMixin, rows_taken, take_rows
 from soundwave.training.stages import STAGES, ConfigError
+from soundwave.training.streaming import StreamCallback, StreamedMixture
 from soundwave.training.validation import ValidationMixin, count_tokens, mean_losses
 
 
-class SoundwaveTrainerMixin(ValidationMixin, CheckpointMixin, HubMixin):
+class SoundwaveTrainerMixin(
+    SkippingMixin, FiniteMixin, ValidationMixin, AnsweringMixin, MonitoringMixin, CheckpointMixin, HubMixin
+):
     """What the three trainers share; comes before the library's Trainer in their bases.
 
     Args:
@@ -32,10 +42,15 @@ class SoundwaveTrainerMixin(ValidationMixin, CheckpointMixin, HubMixin):
         train_dataset: rows of `data.load_rows`.
         processing_class: the `SoundwaveProcessor`.
         eval_dataset: rows for the validation losses.
-        data_collator: `None` = a `SoundwaveCollator` with the stage's losses.
-        sampler: `None` = the mixture of eq. 2 over the rows' tasks, with the stage's schedule.
+        data_collator: `None` = a `SkippingCollator` with the stage's losses.
+        sampler: `None` = the mixture of eq. 2 over the rows' tasks, with the stage's schedule. With a
+            `StreamedMixture`, `train_dataset` is its `dataset()`.
+        batches: the sampler's draws in micro-batches by seconds; `None` = by rows.
         spec_augment: masks for the log-mel of training batches.
         trains: what trains; `None` = as the stage table says.
+        max_skipped_fraction: share of bad rows above which the run stops, see `skipping`.
+        max_nonfinite_in_row: updates in a row without a finite loss and gradient before it stops, see `finite`.
+        answer_check: how many rows of `eval_dataset` a validation answers by generation; `None` = losses only.
         **kwargs: of the library's Trainer.
 
     Raises:
@@ -52,9 +67,13 @@ class SoundwaveTrainerMixin(ValidationMixin, CheckpointMixin, HubMixin):
         processing_class: Any = None,
         eval_dataset: Any = None,
         data_collator: Any = None,
-        sampler: MixtureSampler | None = None,
+        sampler: MixtureSampler | StreamedMixture | None = None,
+        batches: LengthBatches | None = None,
         spec_augment: SpecAugment | None = None,
         trains: Sequence[str] | None = None,
+        max_skipped_fraction: float = 0.05,
+        max_nonfinite_in_row: int = 10,
+        answer_check: AnswerCheck | None = None,
         **kwargs: Any,
     ):
         if args.n_gpu > 1:
@@ -66,20 +85,30 @@ class SoundwaveTrainerMixin(ValidationMixin, CheckpointMixin, HubMixin):
         table = STAGES[self.stage]
         freeze(model, trains if trains is not None else table.trains)
         self.spec_augment = spec_augment
+        self.max_skipped_fraction, self.max_nonfinite_in_row = max_skipped_fraction, max_nonfinite_in_row
         self.losses = table.losses
-        self.global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.batches = batches
+        if batches is None:
+            self.global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        else:
+            args.gradient_accumulation_steps, self.global_batch = batches.passes, batches.mixture.batch
+            sampler = batches.mixture
         self.sampler = sampler or MixtureSampler(
             train_dataset["task"][:],
             seed=args.seed,
             temperature_step=table.defaults.get("temperature_step", 0.0),
             multiple_of=self.global_batch,
         )
+        self.streamed = isinstance(self.sampler, StreamedMixture)
+        if self.streamed:
+            args.ignore_data_skip = True  # `StreamCallback` does, without decoding what it passes by
+            args.accelerator_config.dispatch_batches = False  # one process would cut batches apart for the others
         args.remove_unused_columns = False  # the collator reads the rows' own columns
         had_use_cache = "use_cache" in vars(model.config)
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or SoundwaveCollator(processing_class, table.losses),
+            data_collator=data_collator or SkippingCollator(processing_class, table.losses, config=model.config),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -91,10 +120,19 @@ class SoundwaveTrainerMixin(ValidationMixin, CheckpointMixin, HubMixin):
         self.loss_is_scaled_for_ga = True  # divided by counts over the accumulated passes, not by their number
         self._names = [{"answer": "ce_loss", "ctc": "ctc_loss"}[loss] for loss in self.losses]
         self._sums = torch.zeros(len(self._names), device=args.device)  # of the losses since the last log
+        self._update_sums = torch.zeros_like(self._sums)  # of those of the update that is being made
         self._updates = self._passes = 0  # since the last log; since the last update
+        self.monitor = Monitor(args.device, model.config.mask_padding)
+        self.answer_check = answer_check
+        if self.pop_callback(TensorBoardCallback) is not None:
+            self.add_callback(TensorBoard)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(StageCallback(self))
+        for callback in (Tally(), SkippingCallback(self), FiniteCallback(self)):
+            self.add_callback(callback)
+        if self.streamed:
+            self.add_callback(StreamCallback(self))
         if not args.disable_tqdm:
             self.add_callback(Progress(self.stage))
 
@@ -103,14 +141,47 @@ class SoundwaveTrainerMixin(ValidationMixin, CheckpointMixin, HubMixin):
     def _get_train_sampler(self, train_dataset=None):
         return self.sampler
 
+    def get_train_dataloader(self):
+        """The library's loader, or one of micro-batches by seconds, or of a stream."""
+        if self.batches is None and not self.streamed:
+            return super().get_train_dataloader()
+        args = self.args
+        rows = {"batch_size": self._train_batch_size} if self.streamed else {"batch_sampler": self.batches}
+        loader = DataLoader(
+            self.train_dataset,
+            **rows,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            # Its own, so that to begin a stream anew when resuming leaves the dropout's random numbers alone.
+            generator=torch.Generator(),
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_total_train_batch_size(self, args):
+        """Rows per update."""
+        return self.global_batch
+
     # Losses
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Labels and CTC targets of one update, over all passes and devices; called once per update."""
-        counts = sum(count_tokens(batch) for batch in batch_samples).to(device)
-        self._counts = self.accelerator.reduce(counts, "sum")
-        self._passes, self._updates = 0, self._updates + 1
+        taken = [take_rows(batch) for batch in batch_samples]
+        tokens = torch.stack([count_tokens(batch) for batch in batch_samples]).sum(dim=0)
+        counts = self.accelerator.reduce(torch.cat([tokens, rows_taken(taken)]).to(device), "sum")
+        self._counts, (drawn, skipped) = counts[:2], counts[2:].tolist()
+        self.count_rows(drawn, skipped, [bad for _, part in taken for bad in part])
+        self.begin_update([ids for ids, _ in taken], empty=skipped == drawn > 0)
+        self._update_sums.zero_()
+        self._passes = 0
         return self._counts[0]
+
+    def keep_losses(self):
+        """Add the losses of an update that is made to those of the next log."""
+        self._sums += self._update_sums
+        self._updates += 1
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The stage's loss as its share of the update's mean per token (see `_get_num_items_in_batch`)."""
@@ -120,11 +191,13 @@ class SoundwaveTrainerMixin(ValidationMixin, CheckpointMixin, HubMixin):
             )
         self._passes += 1
         outputs = self._forward(model, inputs, self._counts)
+        self.monitor.add(inputs, outputs)
         with torch.no_grad():
             for k, name in enumerate(self._names):
                 loss = getattr(outputs, name)
                 if loss is not None:  # a batch without recordings has no CTC loss
-                    self._sums[k] += loss
+                    self._update_sums[k] += loss
+        self.note_loss(outputs.loss)
         # The devices' gradients are averaged; ours are shares of a sum.
         loss = outputs.loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
@@ -147,10 +220,11 @@ class SoundwaveTrainerMixin(ValidationMixin, CheckpointMixin, HubMixin):
         return model(**inputs)
 
     def log(self, logs, start_time=None):
-        """Add each loss by its name to the line that reports the total."""
+        """Add each loss by its name, counts and rates to the line that reports the total."""
         if "loss" in logs and self._updates:
             sums = self.accelerator.reduce(self._sums, "sum") / self._updates
             logs |= dict(zip(self._names, sums.tolist(), strict=True))
+            logs |= self.monitor.line(self._updates, lambda counts: self.accelerator.reduce(counts, "sum"))
             self._sums.zero_()
             self._updates = 0
         super().log(logs, start_time)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .ctc_soundwave import FRAMES_PER_CHUNK, _scores
+from .ctc_soundwave import linear_log_sum_exp
 from .transcribing_soundwave import (
     SAMPLING_RATE,
     Heard,
@@ -55,11 +55,9 @@ def column_log_probs(
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     blank_row = weight[blank] if blank_weight is None else blank_weight.to(weight.dtype)
     wanted = torch.cat([blank_row[None], weight[columns]])  # (1 + C, D)
-    chunks = [hidden.new_zeros(0, len(wanted), dtype=dtype)]
-    for chunk in hidden.to(weight.dtype).split(FRAMES_PER_CHUNK):
-        total = _scores(chunk, weight, blank_weight, dtype).logsumexp(dim=-1, keepdim=True)
-        chunks.append((chunk @ wanted.T).to(dtype) - total)
-    return torch.cat(chunks)
+    h = hidden.to(weight.dtype)
+    total, _ = linear_log_sum_exp(h, weight, blank_weight, dtype)
+    return (h @ wanted.T).to(dtype) - total[:, None]
 
 
 def forced_peaks(log_probs: torch.Tensor, targets: torch.Tensor) -> list[Span]:

@@ -1,4 +1,4 @@
-"""Recordings to features: load, cut into windows, log-mel.
+"""Recordings to features: load, cut into windows, mel frames.
 
 Letters: `M` mel bins, `T` mel frames (10 ms), `W` mel frames of a full window (3,000 for Whisper), `n` samples.
 """
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from .decoding_soundwave import open_audio
+from .frontends_soundwave import HOP, window_features, window_frames
 from .limits_soundwave import AudioLimits, EmptyAudioError
-from .resampling_soundwave import SAMPLING_RATE
 
 FRAME_MULTIPLE = 4  # mel frames in one aligned frame (the encoder halves, the adapter stacks two): 40 ms
 OVERLAP = Fraction(1, 6)  # of a window, shared by two neighbours
@@ -67,17 +67,17 @@ def _window_step(window: int) -> int:
     return int(window * (1 - OVERLAP)) // FRAME_MULTIPLE * FRAME_MULTIPLE
 
 
-def _mel_frames(samples: int, hop: int) -> int:
+def mel_frames(samples: int) -> int:
     """Mel frames of a recording: enough for whole aligned frames."""
-    return -(-samples // (hop * FRAME_MULTIPLE)) * FRAME_MULTIPLE
+    return -(-samples // (HOP * FRAME_MULTIPLE)) * FRAME_MULTIPLE
 
 
 def log_mel_windows(waveforms: Sequence[np.ndarray], feature_extractor: Any, padding: str) -> dict[str, torch.Tensor]:
-    """Cut recordings into windows and compute each window's log-mel features.
+    """Cut recordings into windows and compute each window's features.
 
     Args:
         waveforms: Mono recordings at 16 kHz, (n,) each.
-        feature_extractor: A `WhisperFeatureExtractor`.
+        feature_extractor: The encoder's, see `frontends_soundwave`.
         padding: `"max_length"`: windows padded with silence to `W` frames, as Whisper was trained. `"longest"`:
             windows padded with zero features to the longest one; an item's features do not depend on its neighbours.
 
@@ -85,22 +85,21 @@ def log_mel_windows(waveforms: Sequence[np.ndarray], feature_extractor: Any, pad
         `input_features` (n_windows, M, T), `input_features_mask` (n_windows, T) bool, `window_offsets` (n_windows,) in
         mel frames, `windows_per_audio` (n_audios,).
     """
-    hop, window = feature_extractor.hop_length, feature_extractor.nb_max_frames
+    window = window_frames(feature_extractor)
     offsets: list[int] = []
     counts: list[int] = []
     features: list[torch.Tensor] = []
     lengths: list[int] = []
     for waveform in waveforms:
-        frames = _mel_frames(len(waveform), hop)
+        frames = mel_frames(len(waveform))
         starts = window_offsets(frames, window)
         offsets += starts
         counts.append(len(starts))
         for start in starts:
             length = min(window, frames - start)
             lengths.append(length)
-            features.append(
-                _log_mel(waveform[start * hop : (start + window) * hop], length, feature_extractor, padding)
-            )
+            samples = waveform[start * HOP : (start + window) * HOP]
+            features.append(window_features(samples, length, feature_extractor, padding))
     longest = window if padding == "max_length" else max(lengths)
     input_features = torch.zeros(len(features), features[0].shape[0], longest)  # (n_windows, M, T)
     for row, mel in zip(input_features, features, strict=True):
@@ -133,44 +132,24 @@ def stream_windows(blocks: Iterable[np.ndarray], feature_extractor: Any, padding
 
     Args:
         blocks: Mono samples at 16 kHz, (n,) float32 each, of any lengths: what `open_audio` yields.
-        feature_extractor: A `WhisperFeatureExtractor`.
+        feature_extractor: The encoder's, see `frontends_soundwave`.
         padding: `"max_length"` or `"longest"`, as for `log_mel_windows`.
 
     Raises:
         EmptyAudioError: The blocks hold no sample.
     """
-    hop, window = feature_extractor.hop_length, feature_extractor.nb_max_frames
+    window = window_frames(feature_extractor)
     step = _window_step(window)
     held = np.zeros(0, dtype=np.float32)  # from the start of the next window on
     offset = 0
     for block in blocks:
-        for start in range(0, len(block), window * hop):
-            held = np.concatenate([held, block[start : start + window * hop]])
-            while len(held) > window * hop:
-                features = _log_mel(held[: window * hop], window, feature_extractor, padding)
+        for start in range(0, len(block), window * HOP):
+            held = np.concatenate([held, block[start : start + window * HOP]])
+            while len(held) > window * HOP:
+                features = window_features(held[: window * HOP], window, feature_extractor, padding)
                 yield Window(features, window, offset, last=False)
-                held, offset = held[step * hop :], offset + step
+                held, offset = held[step * HOP :], offset + step
     if not len(held):
         raise EmptyAudioError("The stream has no samples; expected at least one. Leave this recording out.")
-    frames = _mel_frames(len(held), hop)
-    yield Window(_log_mel(held, frames, feature_extractor, padding), frames, offset, last=True)
-
-
-def _log_mel(samples: np.ndarray, length: int, feature_extractor: Any, padding: str) -> torch.Tensor:
-    """Log-mel of one window, (M, length) for "longest" and (M, W) for "max_length"."""
-    hop, window, n_fft = feature_extractor.hop_length, feature_extractor.nb_max_frames, feature_extractor.n_fft
-    # Zeros after the clip: the transform of its last frames looks half an FFT window ahead and would otherwise reflect
-    # the clip. Two FFT windows, so that the last frame is one of pure silence.
-    padded = np.zeros(length * hop + 2 * n_fft, dtype=np.float32)
-    if padding == "max_length" and len(padded) > feature_extractor.n_samples:
-        padded = np.zeros(feature_extractor.n_samples, dtype=np.float32)
-    padded[: len(samples)] = samples
-    output = feature_extractor(
-        padded, padding="do_not_pad", truncation=False, sampling_rate=SAMPLING_RATE, return_tensors="pt"
-    )
-    mel = output["input_features"][0]  # (M, frames)
-    if padding == "longest":
-        return mel[:, :length]
-    # All frames of padding are equal: repeating one gives what 30 s of zeros would, at the price of the clip alone.
-    silence = mel[:, -1:].expand(-1, max(0, window - mel.shape[1]))
-    return torch.cat([mel[:, :window], silence], dim=1)
+    frames = mel_frames(len(held))
+    yield Window(window_features(held, frames, feature_extractor, padding), frames, offset, last=True)

@@ -10,6 +10,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from .configuration_soundwave import SoundwaveConfig
 from .pipeline_soundwave import CUSTOM_PIPELINES
+from .same_llm_soundwave import check_embeddings, check_sizes, check_vocabulary
 from .weights_soundwave import (
     EMBEDDINGS,
     LLM_PREFIX,
@@ -74,7 +75,7 @@ class SoundwaveLoadingMixin:
             pretrained_model_name_or_path: folder or Hub id.
             *model_args: as in the library.
             config: a `SoundwaveConfig` in place of the saved one.
-            merge_lora: add the saved LoRA to the LLM's matrices; ``False`` leaves it out: a trainer injects it.
+            merge_lora: add the saved LoRA to the matrices; ``False`` leaves it out: a trainer injects it.
             **kwargs: as in the library (``dtype``, ``device_map``, ``revision``, ...). ``quantization_config`` changes
                 the LLM only, without its output layer.
 
@@ -103,9 +104,11 @@ class SoundwaveLoadingMixin:
         source, weights = cls._find_weights(path, config, merge_lora, hub_arguments)
         if merge_lora and config.lora is not None:
             config.text_model_revision = None  # the LLM differs from its commit now: it would be saved whole
+        if merge_lora and config.encoder_lora is not None:
+            config.audio_model_revision = None
         if "quantization_config" in kwargs:  # the library saves a quantized model whole
             config.audio_model_revision = config.text_model_revision = None
-        config.lora = None
+        config.lora = config.encoder_lora = None
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(
             source, *model_args, config=config, output_loading_info=True, **weights, **kwargs
@@ -147,6 +150,15 @@ class SoundwaveLoadingMixin:
 
         Parts pinned to a Hub commit (``config.audio_model_revision``, ``config.text_model_revision``) are left out.
         """
+        kind = type(self)
+        # FSDP2 makes a class of its own of a model, and the library would save torch's files as its code.
+        self.__class__ = next(base for base in kind.__mro__ if not base.__name__.startswith("FSDP"))
+        try:
+            self._save_repository(save_directory, self.state_dict() if state_dict is None else state_dict, **kwargs)
+        finally:
+            self.__class__ = kind
+
+    def _save_repository(self, save_directory, state_dict: dict, **kwargs) -> None:
         module = type(self).__module__.rsplit(".", 1)[-1]
         self.config.auto_map = {"AutoConfig": "configuration_soundwave.SoundwaveConfig"}
         self.config.auto_map |= {name: f"{module}.{type(self).__name__}" for name in self._AUTO_CLASSES}
@@ -155,8 +167,7 @@ class SoundwaveLoadingMixin:
         self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)  # the library puts classes into a loaded one
         for config in (self.config.audio_config, self.config.text_config):
             config._name_or_path = ""  # a folder of this machine, or what audio_model_id and text_model_id say
-        tensors = saved_state_dict(self.config, self.state_dict() if state_dict is None else state_dict)
-        super().save_pretrained(save_directory, state_dict=tensors, **kwargs)
+        super().save_pretrained(save_directory, state_dict=saved_state_dict(self.config, state_dict), **kwargs)
 
     @classmethod
     def from_components(
@@ -172,7 +183,7 @@ class SoundwaveLoadingMixin:
         """A new model over a pretrained encoder and LLM; adapters (fp32) start as `init_from_embeddings` says.
 
         Args:
-            audio_model: folder or Hub id of a Whisper checkpoint.
+            audio_model: folder or Hub id of a Whisper or w2v-BERT 2.0 checkpoint.
             text_model: folder or Hub id of a causal LLM. A model without LLM reads its embedding rows only.
             audio_token_id: the processor's ``audio_token_id``.
             dtype: of encoder and LLM; ``"auto"`` = as they were saved.
@@ -185,6 +196,11 @@ class SoundwaveLoadingMixin:
             resolve_commit(text_model, text_revision),
         )
         text_config = AutoConfig.from_pretrained(text_model, revision=text_commit)
+        if not hasattr(text_config, "vocab_size"):
+            raise WeightsError(
+                f"{text_model} is a {text_config.model_type}, which nests its LLM in a larger model; give a text-only "
+                "causal LLM."
+            )
         config = SoundwaveConfig(
             audio_config=AutoConfig.from_pretrained(audio_model, revision=audio_commit),
             text_config=text_config,
@@ -193,24 +209,29 @@ class SoundwaveLoadingMixin:
         )
         pin_component(config, "audio", audio_model, audio_commit)
         pin_component(config, "text", text_model, text_commit)
-        parts = {}
         if cls._holds_llm:
             llm = AutoModelForCausalLM.from_pretrained(text_model, revision=text_commit, dtype=dtype)
-            parts["language_model"] = llm
-        model = cls(config, **parts)
-        encoder = read_encoder(audio_model, revision=audio_commit)
-        model.audio_tower.load_state_dict({k.removeprefix("audio_tower."): v for k, v in encoder.items()})
-        model.audio_tower.to(next(iter(encoder.values())).dtype if dtype == "auto" else dtype)
-        if cls._holds_llm:
+            model = cls(config, language_model=llm)
             model.init_from_embeddings()
         else:
-            rows = embedding_rows(text_model, text_config, config.ctc_token_ids, revision=text_commit)
+            own = None if config.ctc_head == "tied" else torch.float32  # these train
+            rows = embedding_rows(text_model, text_config, config.ctc_token_ids, own, revision=text_commit)
+            model = cls(config, ctc_rows=rows)
             model.ctc_head.init_from_embeddings(rows)
+        encoder = read_encoder(audio_model, config.audio_config.model_type, revision=audio_commit)
+        model.audio_tower.load_state_dict({k.removeprefix("audio_tower."): v for k, v in encoder.items()})
+        model.audio_tower.to(next(iter(encoder.values())).dtype if dtype == "auto" else dtype)
         return model.eval()
 
     @classmethod
     def from_ctc(
-        cls, ctc_model: str, text_model: str | None = None, dtype="auto", revision: str | None = None, **fields
+        cls,
+        ctc_model: str,
+        text_model: str | None = None,
+        dtype="auto",
+        revision: str | None = None,
+        merge_lora: bool = True,
+        **fields,
     ):
         """Stage II's start: a stage I repository, its LLM, and a new shrinking adapter (fp32).
 
@@ -219,10 +240,12 @@ class SoundwaveLoadingMixin:
             text_model: folder or Hub id of the LLM; ``None`` = the one that stage I was aligned to.
             dtype: of encoder and LLM; ``"auto"`` = fp32, and the LLM as it was saved.
             revision: of the stage I repository.
+            merge_lora: of the encoder, as in `from_pretrained`.
             **fields: fields of `SoundwaveConfig` to change.
 
         Raises:
-            WeightsError: for an unknown field, an unknown LLM, or one of another width than stage I was aligned to.
+            WeightsError: for an unknown field, an unknown LLM, or another one than stage I was aligned to: other
+                vocabulary size, width, tokenizer or embeddings. A fine-tuned variant of it is taken with a warning.
         """
         from .speech_soundwave import SoundwaveForCTC
 
@@ -230,7 +253,9 @@ class SoundwaveLoadingMixin:
             raise WeightsError(
                 f"SoundwaveConfig has no field {', '.join(unknown)}; see its docstring for those it has."
             )
-        aligned = SoundwaveForCTC.from_pretrained(ctc_model, dtype=torch.float32, revision=revision)
+        aligned = SoundwaveForCTC.from_pretrained(
+            ctc_model, dtype=torch.float32, revision=revision, merge_lora=merge_lora
+        )
         if dtype != "auto":
             aligned.audio_tower.to(dtype)
         config = cls.config_class.from_dict({**aligned.config.to_dict(), **fields})  # checked as a new one
@@ -240,16 +265,18 @@ class SoundwaveLoadingMixin:
                 f"{ctc_model} names no LLM on the Hub; give text_model, the folder stage I was aligned to."
             )
         commit = config.text_model_revision if text_model is None else resolve_commit(source)
+        if text_model is not None:
+            text_config = AutoConfig.from_pretrained(source, revision=commit)
+            check_sizes(text_config, config.text_config, source, ctc_model)
+            check_vocabulary(source, commit, ctc_model, revision)
         language_model = AutoModelForCausalLM.from_pretrained(source, revision=commit, dtype=dtype)
-        sizes = [(c.vocab_size, c.hidden_size) for c in (language_model.config, config.text_config)]
-        if sizes[0] != sizes[1]:
-            raise WeightsError(
-                f"{source} has {sizes[0]} (V, D), but {ctc_model} was aligned to an LLM of {sizes[1]}; give that LLM."
-            )
         config.text_config = language_model.config
         if text_model is not None:
             pin_component(config, "text", source, commit)
         model = cls(config, audio_tower=aligned.audio_tower, language_model=language_model)
+        if text_model is not None and model.ctc_head.tied:
+            rows = model.ctc_head.allowed_rows(model.get_input_embeddings().weight)
+            check_embeddings(rows, aligned.ctc_head.weight, source, ctc_model)
         model.init_from_embeddings()
         model.alignment_adapter.load_state_dict(aligned.alignment_adapter.state_dict())
         head = aligned.ctc_head.state_dict()

@@ -87,6 +87,10 @@ class SoundwaveForConditionalGeneration(SoundwaveLLMTranscribingMixin, Soundwave
         if self.ctc_head.weight is not None:
             return None
         embedding = self.get_input_embeddings()
+        if hasattr(embedding, "unshard"):  # FSDP2 would gather them for the embedding's own call, which comes later
+            embedding.unshard()
+            # Let go of after that call: what the backward pass needs must be a copy.
+            return embedding.weight.clone() if embedding.weight.requires_grad else embedding.weight
         hook = getattr(embedding, "_hf_hook", None)  # accelerate's: offloaded weights are there only for a call
         if hook is None or not embedding.weight.is_meta:
             return embedding.weight
@@ -163,7 +167,7 @@ class SoundwaveForConditionalGeneration(SoundwaveLLMTranscribingMixin, Soundwave
             "windows_per_audio": windows_per_audio,
             "encoder_features": encoder_features,
         }
-        aligned = audio_positions = None
+        aligned = audio_positions = ctc_loss = silence = None
         recorded = input_features is not None or encoder_features is not None
         given = recorded or audio_embeds is not None
         if given and inputs_embeds is not None:
@@ -174,8 +178,14 @@ class SoundwaveForConditionalGeneration(SoundwaveLLMTranscribingMixin, Soundwave
             raise ValueError("ctc_labels need labels beside them; for the CTC loss alone use SoundwaveForCTC.")
         prompt = position_ids is None and _is_prompt(past_key_values)  # and no step of a generation
         if inputs_embeds is None and (given or labels is not None or (prompt and self._names_audio(input_ids))):
+            # The order of calls is that of the collectives where weights are sharded, so it is the same in every
+            # process: encoder, adapters and CTC rows, with recordings or without, and then the LLM.
             if recorded:
                 aligned = self.align(**audio_inputs)
+            elif labels is not None and not given and torch.distributed.is_initialized():
+                silence = self._silent_window(input_ids.device)
+            if aligned is not None and labels is not None and ctc_labels is not None:
+                ctc_loss = self._reduce_ctc(*self.ctc_losses(aligned, ctc_labels, ctc_label_lengths), num_ctc_tokens)
             shrunk = {
                 "audio_embeds": audio_embeds,
                 "audio_lengths": audio_lengths,
@@ -183,6 +193,8 @@ class SoundwaveForConditionalGeneration(SoundwaveLLMTranscribingMixin, Soundwave
             }
             spliced = self.splice(input_ids, attention_mask, shrunk, labels, aligned=aligned)
             inputs_embeds, attention_mask, position_ids, labels, audio_positions = spliced[:5]
+            if silence is not None:
+                inputs_embeds = inputs_embeds + silence.to(inputs_embeds.dtype)
             input_ids = None
         elif inputs_embeds is None and position_ids is None and attention_mask is not None:
             position_ids = _positions(attention_mask, input_ids.shape[1])  # padding must not move a row's positions
@@ -198,17 +210,14 @@ class SoundwaveForConditionalGeneration(SoundwaveLLMTranscribingMixin, Soundwave
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        loss = ce_loss = ctc_loss = None
+        loss = ce_loss = None
         logits = outputs.logits
         if labels is not None:
             predicted = logits[_predicts_label(labels)] if output_logits else logits  # (labelled tokens, V)
             loss = ce_loss = _cross_entropy(predicted, labels, num_items_in_batch)
             logits = logits if output_logits else None
-            if ctc_labels is not None and aligned is not None:
-                ctc_loss = self._reduce_ctc(*self.ctc_losses(aligned, ctc_labels, ctc_label_lengths), num_ctc_tokens)
+            if ctc_loss is not None:
                 loss = loss + self.config.ctc_weight * ctc_loss
-            if aligned is None and audio_embeds is None and torch.distributed.is_initialized():
-                loss = loss + self._silent_window(inputs_embeds)
         return SoundwaveOutput(
             loss=loss,
             ce_loss=ce_loss,
@@ -225,10 +234,10 @@ class SoundwaveForConditionalGeneration(SoundwaveLLMTranscribingMixin, Soundwave
         audio_id = self.config.audio_token_id
         return audio_id is not None and bool((input_ids == audio_id).any())
 
-    def _silent_window(self, like: torch.Tensor) -> torch.Tensor:
+    def _silent_window(self, device: torch.device) -> torch.Tensor:
         """Zero, by way of every speech module: a rank without recordings must join the others' collectives."""
-        bins, T = self.config.audio_config.num_mel_bins, self.config.window_mel_frames
-        embeds = self.get_audio_features(input_features=like.new_zeros(1, bins, T)).embeds
+        bins, T = self.config.mel_bins, self.config.window_mel_frames
+        embeds = self.get_audio_features(input_features=torch.zeros(1, bins, T, device=device)).embeds
         trained = [p.sum() for p in self.ctc_head.parameters() if p.requires_grad]
         return 0.0 * (embeds.sum() + sum(trained))
 

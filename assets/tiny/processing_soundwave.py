@@ -14,7 +14,6 @@ from transformers import (
     AutoTokenizer,
     BatchFeature,
     ProcessorMixin,
-    WhisperFeatureExtractor,
 )
 
 from .audio_soundwave import Window, load_audio, log_mel_windows, recordings_list, stream_windows
@@ -28,6 +27,7 @@ from .chat_soundwave import (
     template_key,
 )
 from .decoding_soundwave import open_audio
+from .frontends_soundwave import make_extractor, window_frames
 from .limits_soundwave import AudioLimits
 from .messages_soundwave import MessageError, PlaceholderError, brief, named_recordings, split_conversation
 from .prompts_soundwave import SoundwavePromptsMixin
@@ -38,15 +38,15 @@ SYSTEM_PROMPT = (
     "provides and assist the user with a variety of tasks using natural language."
 )
 TRANSCRIPTION_PROMPT = "Transcribe the speech."
-POSITIONS_PER_SECOND = 50  # of the encoder: two mel frames each
 AUDIO_INPUTS = ["input_features", "input_features_mask", "window_offsets", "windows_per_audio"]
 
 
 class SoundwaveProcessor(SoundwavePromptsMixin, ProcessorMixin):
-    """Recordings and conversations to token ids and windows of log-mel features, and ids back to text.
+    """Recordings and conversations to token ids and windows of mel features, and ids back to text.
 
     Args:
-        feature_extractor: The audio encoder's log-mel front end.
+        feature_extractor: The audio encoder's front end: a `WhisperFeatureExtractor`, or for w2v-BERT 2.0 a
+            `SeamlessM4TFeatureExtractor`.
         tokenizer: The LLM's tokenizer. `audio_token` is added to it where missing (the model's embeddings are not
             resized), a missing padding token becomes the end-of-sequence token, and padding is on the left.
         chat_template: The LLM's chat template; `None`: the tokenizer's.
@@ -63,7 +63,7 @@ class SoundwaveProcessor(SoundwavePromptsMixin, ProcessorMixin):
 
     def __init__(
         self,
-        feature_extractor: WhisperFeatureExtractor,
+        feature_extractor: Any,
         tokenizer: Any,
         chat_template: str | None = None,
         audio_token: str = "<|audio|>",
@@ -74,6 +74,7 @@ class SoundwaveProcessor(SoundwavePromptsMixin, ProcessorMixin):
     ):
         if audio_padding not in ("max_length", "longest"):
             raise ValueError(f"audio_padding is {audio_padding!r}; expected 'max_length' or 'longest'.")
+        window_frames(feature_extractor)  # refuses other types
         if tokenizer.eos_token is None:
             raise ValueError("The tokenizer has no eos_token; set the one that closes an answer of this LLM.")
         if audio_token not in tokenizer.added_tokens_encoder:
@@ -96,34 +97,21 @@ class SoundwaveProcessor(SoundwavePromptsMixin, ProcessorMixin):
         text_model: str,
         audio_revision: str | None = None,
         text_revision: str | None = None,
+        window_seconds: int | None = None,
         **fields: Any,
     ) -> "SoundwaveProcessor":
         """A processor for an encoder and an LLM.
 
         Args:
-            audio_model: Folder or Hub id of a Whisper checkpoint: its mel bins and window length.
+            audio_model: Folder or Hub id of a Whisper or w2v-BERT 2.0 checkpoint: its mel bins and window length.
             text_model: Folder or Hub id of the LLM: its tokenizer and chat template.
             audio_revision: Commit or branch of the first.
             text_revision: Commit or branch of the second.
+            window_seconds: The model's `window_seconds`, where an encoder has no window of its own.
             fields: Arguments of `SoundwaveProcessor`.
         """
         config = AutoConfig.from_pretrained(audio_model, revision=audio_revision)
-        missing = [name for name in ("num_mel_bins", "max_source_positions") if not hasattr(config, name)]
-        if missing:
-            raise ValueError(
-                f"{audio_model!r} is a {config.model_type} checkpoint without {' and '.join(missing)}; expected a "
-                "Whisper encoder."
-            )
-        seconds, rest = divmod(config.max_source_positions, POSITIONS_PER_SECOND)
-        if rest or not seconds:
-            raise ValueError(
-                f"{audio_model!r} has max_source_positions={config.max_source_positions}; expected a multiple of "
-                f"{POSITIONS_PER_SECOND}: windows are whole seconds."
-            )
-        # Everything else of Whisper's front end is the same for all of its sizes.
-        extractor = WhisperFeatureExtractor(
-            feature_size=config.num_mel_bins, chunk_length=seconds, return_attention_mask=True
-        )
+        extractor = make_extractor(config, audio_model, window_seconds)
         return cls(extractor, AutoTokenizer.from_pretrained(text_model, revision=text_revision), **fields)
 
     @property
@@ -146,7 +134,7 @@ class SoundwaveProcessor(SoundwavePromptsMixin, ProcessorMixin):
         return stream_windows(blocks, self.feature_extractor, self.audio_padding)
 
     def audio_features(self, waveforms: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
-        """Windows of log-mel features of waveforms from `load_audio`.
+        """Windows of mel features of waveforms from `load_audio`.
 
         Returns:
             `input_features` (n_windows, M, T), `input_features_mask` (n_windows, T), `window_offsets` (n_windows,) in

@@ -73,7 +73,7 @@ class AlignmentAdapter(nn.Module):
     def __init__(self, config):
         super().__init__()
         width = config.text_config.hidden_size
-        self.proj = nn.Linear(2 * config.audio_config.d_model, width)
+        self.proj = nn.Linear(2 * config.encoder_width, width)
         self.layer = AlignmentLayer(config)
         self.norm = nn.LayerNorm(width)
 

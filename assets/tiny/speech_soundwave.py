@@ -8,26 +8,28 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import ModelOutput
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from .aligning_soundwave import SoundwaveAligningMixin
 from .configuration_soundwave import SoundwaveConfig
 from .ctc_soundwave import CTCHead
+from .encoders_soundwave import MEL_PER_ENCODER_FRAME, audio_encoder
 from .loading_soundwave import SoundwaveLoadingMixin
 from .seams_soundwave import collapse_runs, pack_rows, runs_of, seam_windows
 from .shrinking_soundwave import AlignmentAdapter, ShrinkingAdapter, merge_similar
 from .streaming_soundwave import SoundwaveStreamingMixin
 from .transcribing_soundwave import MEL_PER_ALIGNED_FRAME, SoundwaveTranscribingMixin
 
-MEL_PER_ENCODER_FRAME = 2  # 10 ms -> 20 ms
 # Through a frozen encoder at once: one of Whisper's windows is the quickest on a CPU, a GPU wants more to keep busy.
 MEL_FRAMES_PER_PASS = {"cpu": 3000, "other": 16 * 3000}
 SIMILAR = 0.75  # of the longest window of a pass, the shortest: no more than a quarter of a pass is padding
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether each process holds a part of the weights only: FSDP2's are DTensors, ZeRO-3's have an id."""
+    return any(hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
 def encoder_passes(lengths: list[int], most: int) -> list[list[int]]:
@@ -89,6 +91,14 @@ class SoundwavePreTrainedModel(SoundwaveLoadingMixin, PreTrainedModel):
         """Where inputs go: that of the first part that is not on disk; accelerate brings those for a call."""
         return next((p.device for p in self.parameters() if not p.is_meta), torch.device("cpu"))
 
+    def post_init(self):
+        """As the library; of the layers that must stay whole, only those that are here: FSDP looks for each by name.
+
+        Whisper names its decoder's too.
+        """
+        super().post_init()
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
+
     def _init_weights(self, module):
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -97,7 +107,7 @@ class SoundwavePreTrainedModel(SoundwaveLoadingMixin, PreTrainedModel):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
         elif isinstance(module, CTCHead):
-            if module.weight is not None:
+            if module.weight is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 nn.init.normal_(module.weight, std=self.config.text_config.hidden_size**-0.5)
             for parameter in (module.log_scale, module.blank):
                 if parameter is not None:
@@ -122,15 +132,18 @@ class SoundwaveForCTC(
     _holds_llm = False
     _AUTO_CLASSES: tuple[str, ...] = ("AutoModel", "AutoModelForCTC")
 
-    def __init__(self, config: SoundwaveConfig, audio_tower: nn.Module | None = None):
+    def __init__(
+        self,
+        config: SoundwaveConfig,
+        audio_tower: nn.Module | None = None,
+        ctc_rows: torch.Tensor | None = None,
+    ):
         super().__init__(config)
-        if config.audio_config.model_type != "whisper":
-            raise ValueError(
-                f"audio_config is a {config.audio_config.model_type!r}; the encoder that Soundwave runs is whisper."
-            )
-        self.audio_tower = audio_tower or WhisperEncoder._from_config(config.audio_config)
+        encoder = audio_encoder(config.audio_config.model_type)
+        self.audio_tower = audio_tower or encoder.build(config.audio_config)
         self.alignment_adapter = AlignmentAdapter(config)
-        self.ctc_head = CTCHead(config, holds_rows=config.ctc_head == "separate" or not self._holds_llm)
+        holds_rows = config.ctc_head == "separate" or not self._holds_llm
+        self.ctc_head = CTCHead(config, holds_rows, ctc_rows)
         self.freeze()
         if type(self) is SoundwaveForCTC:
             self.post_init()
@@ -146,18 +159,22 @@ class SoundwaveForCTC(
         """Type of what learns, or of the LLM where there is one; a frozen encoder may have another."""
         return self.alignment_adapter.proj.weight.dtype
 
+    def get_input_embeddings(self):
+        """None: there is no LLM to embed tokens."""
+        return None
+
     def ctc_rows(self) -> torch.Tensor | None:
         """The LLM's embedding matrix (V, D) for a tied head; ``None`` where the head holds its rows itself."""
         return None
 
     def encode(self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """The encoder alone: log-mel (n_windows, M, T) with valid frames (n_windows, T) -> (n_windows, E, D_e).
+        """The encoder alone: mel frames (n_windows, M, T), the valid ones (n_windows, T) -> (n_windows, E, D_e).
 
         A frozen encoder takes windows of similar length together, and a bounded number of frames at once, however
         many windows there are.
         """
         tower = self.audio_tower
-        features = input_features.to(tower.conv1.weight.dtype)
+        features = input_features.to(tower.dtype)
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tower.parameters()):
             return self._encode(features, input_features_mask)
         n, _, T = features.shape
@@ -167,9 +184,9 @@ class SoundwaveForCTC(
         with torch.no_grad():
             kind = features.device.type
             passes = encoder_passes(lengths, MEL_FRAMES_PER_PASS.get(kind, MEL_FRAMES_PER_PASS["other"]))
-            if len(passes) == 1:
+            if len(passes) == 1 or _is_sharded(tower):  # every process has to gather its layers as often
                 return self._encode(features, mask)
-            encoded = features.new_zeros(n, T // MEL_PER_ENCODER_FRAME, self.config.audio_config.d_model)
+            encoded = features.new_zeros(n, T // MEL_PER_ENCODER_FRAME, self.config.encoder_width)
             for windows in passes:
                 longest = -(-lengths[windows[0]] // MEL_PER_ALIGNED_FRAME) * MEL_PER_ALIGNED_FRAME
                 part = self._encode(features[windows, :, :longest], None if mask is None else mask[windows, :longest])
@@ -177,27 +194,9 @@ class SoundwaveForCTC(
             return encoded
 
     def _encode(self, features: torch.Tensor, features_mask: torch.Tensor | None) -> torch.Tensor:
-        """As `encode`, at once.
-
-        With ``audio_padding="longest"`` only what is there is encoded: positions are cut to E, padding is masked in
-        the attention and zeroed before the second convolution, so that a window does not depend on its neighbours.
-        """
-        tower = self.audio_tower
-        if self.config.audio_padding == "max_length":
-            return tower(features).last_hidden_state
-        valid = features.new_ones(1, 1, 1) if features_mask is None else features_mask[:, None].to(features.dtype)
-        x = F.gelu(tower.conv1(features * valid))
-        x = x * valid.to(x.device)  # a device map may move it
-        x = F.gelu(tower.conv2(x)).transpose(1, 2)  # (n, E, D_e)
-        x = x + tower.embed_positions(torch.arange(x.shape[1], device=x.device))
-        x = F.dropout(x, p=tower.dropout, training=tower.training)
-        mask = None if features_mask is None else features_mask[:, ::MEL_PER_ENCODER_FRAME]
-        mask = create_bidirectional_mask(config=tower.config, inputs_embeds=x, attention_mask=mask)
-        if isinstance(mask, torch.Tensor) and mask.dim() == 4 and mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(~mask, -torch.inf)  # or each layer makes it anew
-        for layer in tower.layers:
-            x = layer(x, mask)
-        return tower.layer_norm(x)
+        """As `encode`, at once."""
+        encoder = audio_encoder(self.config.audio_config.model_type)
+        return encoder.encode(self.audio_tower, features, features_mask, self.config.audio_padding)
 
     def align(
         self,
@@ -264,7 +263,7 @@ class SoundwaveForCTC(
             raise ValueError(
                 "No audio: give input_features (n_windows, M, T) or encoder_features (n_windows, E, D_e)."
             )
-        bins, longest = self.config.audio_config.num_mel_bins, self.config.window_mel_frames
+        bins, longest = self.config.mel_bins, self.config.window_mel_frames
         if encoder_features is None and (features.dim() != 3 or features.shape[1] != bins):
             raise ValueError(f"input_features have shape {tuple(features.shape)}, expected (n_windows, {bins}, T).")
         if not features.numel():
@@ -346,8 +345,13 @@ class SoundwaveForCTC(
 class SoundwaveModel(SoundwaveForCTC):
     """The whole speech side: recordings -> about one position per token in the LLM's space (§2.3.1)."""
 
-    def __init__(self, config: SoundwaveConfig, audio_tower: nn.Module | None = None):
-        super().__init__(config, audio_tower)
+    def __init__(
+        self,
+        config: SoundwaveConfig,
+        audio_tower: nn.Module | None = None,
+        ctc_rows: torch.Tensor | None = None,
+    ):
+        super().__init__(config, audio_tower, ctc_rows)
         self.shrinking_adapter = ShrinkingAdapter(config)
         if type(self) is SoundwaveModel:
             self.post_init()

@@ -10,7 +10,11 @@ import torch
 from safetensors import safe_open
 from transformers.utils import cached_file
 
+from .encoders_soundwave import audio_encoder
+
 LLM_PREFIX = "language_model."
+ENCODER_PREFIX = "audio_tower."
+VALUES_AT_ONCE = 2**20  # of the embeddings: 4 MiB in fp32
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")  # what LLM families call their input embeddings
 
 
@@ -51,38 +55,71 @@ def read_tensors(shards: list[str], wanted=None) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def read_encoder(model_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
-    """The encoder's tensors of a Whisper checkpoint (whole model or encoder alone) as ``audio_tower.*``.
+def read_encoder(model_id: str, model_type: str, **hub_arguments) -> dict[str, torch.Tensor]:
+    """The encoder's tensors of a checkpoint (whole model or encoder alone) as ``audio_tower.*``; others are not read.
 
-    Those of the decoder are not read.
+    Args:
+        model_id: folder or Hub id.
+        model_type: of the encoder.
+        **hub_arguments: revision, token, ...
+
+    Raises:
+        WeightsError: when there are none.
     """
+    encoder = audio_encoder(model_type)
 
-    def of_encoder(name: str) -> bool:
-        return "decoder" not in name and "proj_out" not in name
+    def prefix_of(name: str) -> str | None:
+        rest = ((prefix, name.removeprefix(prefix)) for prefix in encoder.prefixes if name.startswith(prefix))
+        return next((prefix for prefix, part in rest if part.startswith(encoder.parts)), None)
 
-    tensors = read_tensors(find_shards(model_id, **hub_arguments), of_encoder)
-    for prefix in ("model.encoder.", "encoder."):
-        found = {"audio_tower." + k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if found:
-            return found
-    return {"audio_tower." + key: value for key, value in tensors.items()}
+    tensors = read_tensors(find_shards(model_id, **hub_arguments), lambda name: prefix_of(name) is not None)
+    if not tensors:
+        raise WeightsError(f"{model_id} holds no tensors of a {model_type} encoder; is it the checkpoint of one?")
+    return {ENCODER_PREFIX + key.removeprefix(prefix_of(key) or ""): value for key, value in tensors.items()}
 
 
-def embedding_rows(model_id: str, text_config, token_ids: list[int] | None, **hub_arguments) -> torch.Tensor:
+def embedding_rows(
+    model_id: str, text_config, token_ids: list[int] | None, dtype: torch.dtype | None = None, **hub_arguments
+) -> torch.Tensor:
     """The LLM's input embeddings (V, D), or some of their rows (R, D), without loading the LLM.
+
+    Read a few at a time, so that the process grows by no more than what is returned: the pages of a memory-mapped file
+    count as its own as long as the file is open.
+
+    Args:
+        model_id: folder or Hub id of the LLM.
+        text_config: its configuration.
+        token_ids: the rows that are wanted, ascending; ``None`` = all.
+        dtype: of the result; ``None`` = as they are saved.
+        **hub_arguments: revision, token, ...
 
     Raises:
         WeightsError: when no tensor of shape (V, D) is called ``*embed_tokens.weight``, ``wte`` or ``embed_in``.
     """
-    shape = [text_config.vocab_size, text_config.hidden_size]
-    for path in find_shards(model_id, **hub_arguments):
+    V, D = text_config.vocab_size, text_config.hidden_size
+    path, name = _find_embedding(find_shards(model_id, **hub_arguments), model_id, [V, D])
+    wanted = torch.arange(V) if token_ids is None else torch.tensor(token_ids)
+    blocks = range(0, V, max(1, VALUES_AT_ONCE // D))
+    rows, done = torch.empty(0), 0
+    for start in blocks:
+        inside = wanted[(wanted >= start) & (wanted < start + blocks.step)] - start
+        with safe_open(path, framework="pt", device="cpu") as file:
+            block = file.get_slice(name)[start : start + blocks.step]
+            if start == 0:
+                rows = torch.empty(len(wanted), D, dtype=dtype or block.dtype)
+            rows[done : done + len(inside)] = block[inside]
+        done += len(inside)
+        del block  # and with it the file's pages
+    return rows
+
+
+def _find_embedding(shards: list[str], model_id: str, shape: list[int]) -> tuple[str, str]:
+    """File and name of the LLM's input embeddings."""
+    for path in shards:
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118
-                if not name.endswith(EMBEDDINGS):
-                    continue
-                rows = file.get_slice(name)
-                if rows.get_shape() == shape:
-                    return rows[:] if token_ids is None else rows[:][torch.tensor(token_ids)]
+                if name.endswith(EMBEDDINGS) and file.get_slice(name).get_shape() == shape:
+                    return path, name
     raise WeightsError(f"{model_id} has no input embedding of shape {shape} (V, D); is it a causal language model?")
 
 
@@ -92,14 +129,16 @@ def stage_state_dict(model_id: str, config, merge: bool, with_llm: bool, **hub_a
     Args:
         model_id: folder or Hub id of the stage repository.
         config: its `SoundwaveConfig`.
-        merge: whether LoRA is added to the LLM's matrices (in fp32).
+        merge: whether LoRA is added to the matrices beside it (in fp32).
         with_llm: whether the model has an LLM; without, only its embedding rows are read.
         **hub_arguments: of the stage repository (revision, token, ...).
     """
     tensors = read_tensors(find_shards(model_id, **hub_arguments))
     shared = {key: hub_arguments.get(key) for key in ("cache_dir", "token", "local_files_only")}
     if config.audio_model_revision is not None:
-        tensors |= read_encoder(config.audio_model_id, revision=config.audio_model_revision, **shared)
+        tensors |= read_encoder(
+            config.audio_model_id, config.audio_config.model_type, revision=config.audio_model_revision, **shared
+        )
     if config.text_model_revision is not None:
         pinned = {"revision": config.text_model_revision, **shared}
         if with_llm:
@@ -108,16 +147,19 @@ def stage_state_dict(model_id: str, config, merge: bool, with_llm: bool, **hub_a
         elif config.ctc_head == "tied":
             rows = embedding_rows(config.text_model_id, config.text_config, config.ctc_token_ids, **pinned)
             tensors["ctc_head.weight"] = rows
-    if config.lora is not None:
-        lora = pop_lora(tensors)
-        if merge and with_llm:
-            merge_lora(tensors, lora, config.lora)
+    kinds = ((config.lora, LLM_PREFIX, with_llm), (config.encoder_lora, ENCODER_PREFIX, True))
+    for fields, prefix, present in kinds:
+        if fields is not None:
+            lora = pop_lora(tensors, prefix)
+            if merge and present:
+                merge_lora(tensors, lora, fields)
     return tensors
 
 
-def pop_lora(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Take the LoRA tensors out of a state dict."""
-    return {key: tensors.pop(key) for key in list(tensors) if ".lora_A." in key or ".lora_B." in key}
+def pop_lora(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Take the LoRA tensors of encoder or LLM out of a state dict."""
+    found = [key for key in tensors if key.startswith(prefix) and (".lora_A." in key or ".lora_B." in key)]
+    return {key: tensors.pop(key) for key in found}
 
 
 def merge_lora(tensors: dict[str, torch.Tensor], lora: dict[str, torch.Tensor], fields: dict) -> None:
@@ -138,7 +180,7 @@ def merge_lora(tensors: dict[str, torch.Tensor], lora: dict[str, torch.Tensor], 
 
 
 def lora_state_dict(model_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
-    """The LoRA tensors of a stage repository, ``language_model...lora_A.weight`` (r, in) and ``lora_B`` (out, r)."""
+    """The LoRA tensors of a stage repository, ``...lora_A.weight`` (r, in) and ``...lora_B.weight`` (out, r)."""
     return read_tensors(find_shards(model_id, **hub_arguments), lambda name: ".lora_A." in name or ".lora_B." in name)
 
 
@@ -151,10 +193,12 @@ def saved_state_dict(config, state_dict: dict[str, torch.Tensor]) -> dict[str, t
     """What a stage repository holds of a model's state dict: all but the parts pinned to a Hub commit."""
 
     def pinned(name: str) -> bool:
-        if name.startswith("audio_tower."):
+        if ".lora_" in name:
+            return False
+        if name.startswith(ENCODER_PREFIX):
             return config.audio_model_revision is not None
         if name.startswith(LLM_PREFIX):
-            return config.text_model_revision is not None and ".lora_" not in name
+            return config.text_model_revision is not None
         # The rows of a tied head without its LLM are read from the LLM's own shards.
         return name == "ctc_head.weight" and config.ctc_head == "tied" and config.text_model_revision is not None
 

@@ -1,0 +1,129 @@
+"""A run to the Hub: `soundwave push RUN`, after a training whose Hub was away, or at any time.
+
+The exit code is 0 when the Hub holds the run, also when it held it before. The push is one commit; a push that was cut
+short is completed by the same command, without sending again what has arrived.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+
+from soundwave.model_card.build_card import STAGE_CONFIG, build_card, check_name, llama_version
+from soundwave.model_card.push_to_hub import gather, push_stage
+from soundwave.training.checkpoints import MANIFEST, checkpoints, last_complete_checkpoint
+
+PATIENCE_S = 120.0  # seconds within which a failed push is tried again
+NEEDED = ("config.json", "processor_config.json")
+
+
+def push(run: str | Path, to: str | None = None, revision: str | None = None, private: bool | None = None) -> str:
+    """Push a run and return the commit's address: its result or, of a run cut short, its last complete checkpoint.
+
+    A folder without a README.md gets a model card.
+
+    Args:
+        run: the `output_dir` of a training.
+        to: repository; `None` = the run's `hub_model_id`.
+        revision: branch; `None` = the run's `hub_revision` if `to` is the run's, else main.
+        private: of a repository that is made; `None` = as the run's `hub_private` says.
+
+    Raises:
+        ValueError: when there is nothing to push, no place to push it to, or a name that a licence forbids.
+        PushError: see `push_stage`.
+    """
+    run = Path(run)
+    with _publishable(run) as folder:
+        settings = _settings(folder) or _settings(run)
+        recorded = settings.get("hub_model_id")
+        repo_id = to or recorded
+        if repo_id is None:
+            raise ValueError(f"{run} does not say where it belongs: name the repository with --to OWNER/NAME.")
+        if revision is None and repo_id == recorded:
+            revision = settings.get("hub_revision")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        check_name(repo_id.rsplit("/", 1)[-1], llama_version(config))
+        card = folder / "README.md"
+        if not card.exists():
+            card.write_text(build_card(folder, repo_id), encoding="utf-8")
+        return push_stage(
+            folder,
+            repo_id,
+            revision=revision,
+            private=bool(settings.get("hub_private")) if private is None else private,
+            message=f"Stage: {settings.get('stage', run.resolve().name)}",
+            patience_s=PATIENCE_S,
+        )
+
+
+@contextmanager
+def _publishable(run: Path) -> Iterator[Path]:
+    """The folder that a run is pushed from: its own, or one made for a checkpoint of a run cut short."""
+    missing = what_is_missing(run)
+    if missing is None and checkpoints(run) and not (run / MANIFEST).exists():
+        missing = "its result is not saved yet"  # what lies there is of an earlier, shorter one
+    if missing is None:
+        yield run
+        return
+    checkpoint = last_complete_checkpoint(run) if run.is_dir() else None
+    if checkpoint is None or what_is_missing(checkpoint) is not None:
+        stages = sorted(path.name for path in run.glob("*/") if what_is_missing(path) is None)
+        hint = f" It is a folder of runs; push one of them: {', '.join(stages)}." if stages else ""
+        raise ValueError(f"{run} is no finished run, and has no complete checkpoint: {missing}.{hint}")
+    print(f"soundwave push: {run} is not finished ({missing}); pushing {checkpoint.name}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=run, prefix="_push-") as folder:
+        gather(run, checkpoint, folder)
+        yield Path(folder)
+
+
+def what_is_missing(folder: Path) -> str | None:
+    """Why a folder cannot be loaded as a stage; `None` when its files are there and its weights whole."""
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    for name in NEEDED:
+        if not (folder / name).is_file():
+            return f"there is no {name}"
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if not (folder / names[0]).is_file() and index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    for name in names:
+        if not (folder / name).is_file():
+            return f"there is no {name}"
+        try:
+            with safe_open(folder / name, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            return f"{name} is damaged: {error}"
+    return None
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / STAGE_CONFIG
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; `argv` without the program's name."""
+    parser = argparse.ArgumentParser(
+        prog="soundwave push",
+        description="Push a run to the Hub, in one commit. Run again, it goes on where it was cut short.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the output_dir of a training")
+    parser.add_argument("--to", metavar="REPO", help="repository (default: the run's hub_model_id)")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch, made if need be (default: the run's, else main)")
+    parser.add_argument("--private", action="store_true", default=None, help="if the repository has to be made")
+    arguments = parser.parse_args(argv)
+    print(f"pushed: {push(arguments.run, arguments.to, arguments.revision, arguments.private)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

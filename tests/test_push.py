@@ -1,0 +1,182 @@
+"""`soundwave push`: what it pushes, what it refuses, and that being killed in the middle loses nothing."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from soundwave.apps import push as command
+from soundwave.model_card.build_card import CardError
+from soundwave.model_card.push_to_hub import PushRefused, gather, published_files
+from soundwave.training.checkpoints import mark_complete
+from tests.local_hub import Faults, LocalHub
+
+ROOT = Path(__file__).parents[1]
+
+
+def save_stage(folder: Path, model, processor, **settings) -> Path:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "train_log.jsonl").write_text('{"loss": 1.0, "step": 1}\n')
+    settings = {"stage": "align", "trains": ["alignment_adapter"], **settings}
+    (folder / "stage_config.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, tiny_ctc, processor) -> Path:
+    """A finished run that knows its repository."""
+    return save_stage(tmp_path / "align", tiny_ctc, processor, hub_model_id="ours/align", hub_revision="best")
+
+
+@pytest.fixture
+def cut_short(run) -> Path:
+    """A run with two checkpoints, the newer one not whole, and no result."""
+    for step in (1, 2):
+        checkpoint = run / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        for file in run.iterdir():
+            if file.is_file() and file.name not in ("train_log.jsonl", "stage_config.yaml"):
+                (checkpoint / file.name).write_bytes(file.read_bytes())
+        tensors = {name: tensor + step for name, tensor in load_file(run / "model.safetensors").items()}
+        save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
+        (checkpoint / "optimizer.pt").write_bytes(b"\0")
+        (checkpoint / "trainer_state.json").write_text("{}")
+        if step == 1:
+            mark_complete(checkpoint, checkpoint.glob("*"), step=step, stopped_early=False, settings={})
+    (run / "model.safetensors").unlink()
+    return run
+
+
+def soundwave_push(hub: LocalHub, *arguments: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "soundwave.apps.cli", "push", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | hub.environment() | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def pushed(hub: LocalHub, *arguments: object) -> str:
+    process = soundwave_push(hub, *arguments)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return output + errors
+
+
+def test_what_belongs_to_this_machine_stays_here(run):
+    private = ("optimizer.pt", "trainer_state.json", "skipped.jsonl", "nonfinite.jsonl", ".env", "complete.json")
+    for name in private:
+        (run / name).write_text("{}")
+    for folder in ("logs", "checkpoint-3", "_push", ".git"):
+        (run / folder).mkdir()
+        (run / folder / "config.json").write_text("{}")
+    (run / "curves").mkdir()
+    (run / "curves" / "loss.png").write_bytes(b"\0")
+    files = published_files(run)
+    assert {"config.json", "model.safetensors", "speech_soundwave.py", "curves/loss.png"} <= files.keys()
+    assert not any(path in private or path.startswith(("logs", "checkpoint", "_", ".git")) for path in files)
+
+
+def test_a_checkpoint_is_gathered_beside_the_run_that_goes_on(cut_short, tmp_path):
+    """The run may delete the checkpoint and write its log on: what is being pushed stays as it was."""
+    target = tmp_path / "snapshot"
+    gather(cut_short, cut_short / "checkpoint-1", target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    assert {"model.safetensors", "config.json", "train_log.jsonl", "stage_config.yaml"} <= before.keys()
+    assert not {"optimizer.pt", "trainer_state.json", "complete.json"} & before.keys()
+    (cut_short / "train_log.jsonl").write_text("more\n")
+    (cut_short / "checkpoint-1" / "model.safetensors").unlink()
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "model.safetensors"])
+def test_a_folder_that_does_not_load_is_not_pushed(run, name):
+    (run / name).unlink()
+    with pytest.raises(ValueError, match=f"no finished run, and has no complete checkpoint: there is no {name}"):
+        command.push(run)
+
+
+def test_weights_cut_short_are_not_pushed(run):
+    path = run / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="model.safetensors is damaged"):
+        command.push(run)
+
+
+def test_what_was_given_is_explained(run, tmp_path):
+    with pytest.raises(ValueError, match="there is no folder .*none"):
+        command.push(tmp_path / "none")
+    with pytest.raises(ValueError, match="a folder of runs; push one of them: align"):
+        command.push(tmp_path)
+    (run / "stage_config.yaml").write_text("stage: align\n")
+    with pytest.raises(ValueError, match="name the repository with --to OWNER/NAME"):
+        command.push(run)
+    with pytest.raises(PushRefused, match="HF_HUB_OFFLINE is set"):  # as the tests run
+        command.push(run, to="ours/align")
+
+
+def test_a_name_that_the_licence_forbids_is_refused(run):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"text_model_id": "meta-llama/Llama-3.1-8B-Instruct"}))
+    (run / "README.md").write_text("# Written by hand\n")
+    with pytest.raises(CardError, match="call it 'Llama-align'"):
+        command.push(run)
+
+
+def test_killed_in_the_middle_and_run_again(run, tmp_path):
+    """A reader sees the old state until the new one is whole, and nothing that arrived is sent again."""
+    with LocalHub(tmp_path / "hub") as hub:
+        pushed(hub, run)
+        first, listing = hub.listing("ours/align", "best")
+        assert set(listing) == set(published_files(run))
+        assert {"README.md", "stage_config.yaml"} <= set(listing)
+        assert not hub.listing("ours/align", "main")[1], "it was pushed to the run's branch"
+
+        tensors = {name: tensor + 1 for name, tensor in load_file(run / "model.safetensors").items()}
+        save_file(tensors, run / "model.safetensors", {"format": "pt"})
+        for step in ("PUT /lfs/", "/commit/"):  # the weights under way; all there, but not yet committed
+            hub.faults = Faults(rate=1, kinds=("hang",), among=step)
+            process = soundwave_push(hub, run)
+            deadline = time.monotonic() + 100
+            while not hub.faults.injected and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.kill()
+            process.communicate()
+            assert hub.faults.injected, "the push did not get so far"
+            assert hub.listing("ours/align", "best")[0] == first
+
+        hub.faults, hub.requests[:] = None, []
+        pushed(hub, run)
+        assert hub.content("ours/align", "model.safetensors", "best") == (run / "model.safetensors").read_bytes()
+        assert set(hub.listing("ours/align", "best")[1]) == set(listing)
+        assert not any(line.startswith('"PUT /lfs/') for line in hub.requests)
+
+
+def test_a_run_cut_short_pushes_its_last_complete_checkpoint(cut_short, tmp_path):
+    with LocalHub(tmp_path / "hub") as hub:
+        said = pushed(hub, cut_short, "--to", "ours/other", "--private")
+        assert "is not finished" in said and "pushing checkpoint-1" in said
+        files = hub.listing("ours/other")[1]  # not the branch of the run's own repository
+        weights = (cut_short / "checkpoint-1" / "model.safetensors").read_bytes()
+        assert hub.content("ours/other", "model.safetensors") == weights
+        assert {"README.md", "train_log.jsonl", "stage_config.yaml", "processor_config.json"} <= set(files)
+        assert not any(path.startswith(("checkpoint", "optimizer", "trainer_state", "_")) for path in files)
+    assert not list(cut_short.glob("_push*"))
+
+
+def test_a_push_that_fails_is_one_line_and_exit_code_1(run, tmp_path):
+    with LocalHub(tmp_path / "hub", Faults(rate=1, kinds=("401",))) as hub:
+        process = soundwave_push(hub, run)
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and not output
+    lines = [line for line in errors.splitlines() if line.startswith("soundwave push:")]
+    assert len(lines) == 1 and "refuses the push to ours/align (401" in lines[0] and "hf auth login" in lines[0]
