@@ -175,50 +175,6 @@ def test_a_name_that_the_licence_forbids_is_refused_before_training(encoder_fold
         run_stage(config)
 
 
-def test_two_processes_make_the_same_update_as_one(runs, tmp_path):
-    """One process x accumulation 4 equals two x 2, text-only passes included, dropout 0."""
-    script = """
-        import sys
-        import torch
-        torch.nn.Dropout.forward = lambda self, x: x
-        from soundwave.modeling_soundwave.shrinking_soundwave import MultiHeadAttention
-        from soundwave.training import train
-        build = train.build_model
-        def without_dropout(*arguments):
-            model, processor = build(*arguments)
-            for module in model.modules():
-                if isinstance(module, MultiHeadAttention):
-                    module.dropout = 0.0
-            return model, processor
-        train.build_model = without_dropout
-        sys.exit(train.main(sys.argv[1:]))
-    """
-    (tmp_path / "script.py").write_text(textwrap.dedent(script))
-    common = settings(runs) | {
-        "start": str(runs / "two"),
-        "global_batch": 8,
-        "per_device_batch": 2,
-        "adam_epsilon": 1.0,
-    }
-    arguments = [f"{name}={json.dumps(value)}" for name, value in common.items()]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
-    results = []
-    for name, launcher in (
-        ("alone", []),
-        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]),
-    ):
-        command = [sys.executable, *launcher, str(tmp_path / "script.py"), "shrink", f"output_dir={tmp_path / name}"]
-        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr[-3000:]
-        log = [json.loads(line) for line in open(tmp_path / name / LOG)]
-        results.append((load_file(tmp_path / name / "model.safetensors"), [e for e in log if "loss" in e]))
-    (alone, log_alone), (two, log_two) = results
-    for one, other in zip(log_alone, log_two, strict=True):
-        for name in ("loss", "ce_loss", "ctc_loss", "grad_norm"):
-            assert one[name] == pytest.approx(other[name], rel=1e-4), name
-    assert max(float((alone[name] - two[name]).abs().max()) for name in alone) < 1e-6
-
-
 def test_pushes_load_at_every_moment(runs, tmp_path):
     """A branch that did not exist, each checkpoint and the result; nothing of this machine is uploaded."""
     script = f"""

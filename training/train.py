@@ -85,6 +85,28 @@ def train_stage(config: StageConfig) -> SoundwaveTrainerMixin:
     """
     if not config.resume:
         refuse_old_checkpoints(config.output_dir)
+    trainer = make_trainer(config)
+    checkpoint = None
+    if config.resume:
+        if is_finished(config.output_dir, trainer.run_settings, config.steps):
+            logger.warning("%s holds the result of this run; nothing is left to train.", config.output_dir)
+            return trainer
+        checkpoint = last_complete_checkpoint(config.output_dir)
+        if checkpoint is not None:
+            check_settings(checkpoint, trainer.run_settings, config.steps)
+    if trainer.is_world_process_zero():  # at the end once more; until then it says where a run cut short belongs
+        config.save(Path(config.output_dir) / CONFIG_FILE)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:  # an error's log is the one that is read
+        if trainer.is_world_process_zero():
+            trainer.write_log()
+    _save_result(trainer, config)
+    return trainer
+
+
+def make_trainer(config: StageConfig) -> SoundwaveTrainerMixin:
+    """Model, data and trainer of a stage; raises what `train_stage` does."""
     args = training_arguments(config)
     if not config.progress:
         disable_progress_bar()  # of loading and saving
@@ -121,31 +143,20 @@ def train_stage(config: StageConfig) -> SoundwaveTrainerMixin:
         callbacks=stopping_callbacks(config),
     )
     trainer.run_settings = deciding_settings(config, rows)
-    checkpoint = None
-    if config.resume:
-        if is_finished(config.output_dir, trainer.run_settings, config.steps):
-            logger.warning("%s holds the result of this run; nothing is left to train.", config.output_dir)
-            return trainer
-        checkpoint = last_complete_checkpoint(config.output_dir)
-        if checkpoint is not None:
-            check_settings(checkpoint, trainer.run_settings, config.steps)
-    if trainer.is_world_process_zero():  # at the end once more; until then it says where a run cut short belongs
-        config.save(Path(config.output_dir) / CONFIG_FILE)
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    finally:  # an error's log is the one that is read
-        if trainer.is_world_process_zero():
-            trainer.write_log()
+    return trainer
+
+
+def _save_result(trainer: SoundwaveTrainerMixin, config: StageConfig) -> None:
+    """Weights, settings, report and card in `config.output_dir`; the mark that they are whole comes last."""
     trainer.save_model(config.output_dir, _internal_call=True)
     if trainer.is_world_process_zero():
-        config = with_lora_of(model, config)
+        config = with_lora_of(trainer.accelerator.unwrap_model(trainer.model), config)
         config.save(Path(config.output_dir) / CONFIG_FILE)
         write_run_report(config.output_dir)
         card = Path(config.output_dir) / "README.md"
         if config.hub_model_id is not None and not card.exists():
             write_whole(card, build_card(config.output_dir, config.hub_model_id))
         trainer.mark_finished()
-    return trainer
 
 
 def with_lora_of(model: Any, config: StageConfig) -> StageConfig:
