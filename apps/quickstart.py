@@ -181,15 +181,16 @@ class Quickstart:
         started = time.perf_counter()
         before = {"shrink": "align", "instruct": "shrink"}.get(stage)
         settings = [
-            f"output_dir={self.folder(stage)}",
-            f"data_root={self.corpus}",
-            f"encoder_cache={self.output / 'features'}",
+            f"output_dir={_quoted(self.folder(stage))}",
+            f"data_root={_quoted(self.corpus)}",
+            f"encoder_cache={_quoted(self.output / 'features')}",
             f"seed={self.seed}",
             f"progress={self.progress}",
             "device=cpu",
         ]
-        settings += [f"text_model={self.output / 'llm'}"] if stage != "instruct" else []
-        settings += [f"audio_model={self.output / 'encoder'}"] if before is None else [f"start={self.folder(before)}"]
+        encoder, llm = (_quoted(self.output / part) for part in ("encoder", "llm"))
+        settings += [f"text_model={llm}"] if stage != "instruct" else []
+        settings += [f"audio_model={encoder}" if before is None else f"start={_quoted(self.folder(before))}"]
         settings += ["steps=6", "warmup_steps=2", "logging_steps=2", "bucket_batches=0"] if self.smoke else []
         config = load_config(CONFIGS / f"{stage}.yaml", settings, stage)
         config.data = [source for source in config.data if (self.corpus / source).is_file()]
@@ -349,6 +350,11 @@ def say(what: str, started: float, results: Sequence[TaskResult] = ()) -> None:
     """One line per step: what, how long, figures."""
     figures = ", ".join(f"{r.name} {r.metric} {100 * r.value:.1f}%" for r in results)
     print(f"[{time.perf_counter() - started:4.0f} s] {what}" + (f": {figures}" if figures else ""), flush=True)
+
+
+def _quoted(folder: Path) -> str:
+    """A path as a setting, which is YAML."""
+    return json.dumps(str(folder))
 
 
 def output_folder(given: str | None) -> Path:

@@ -47,7 +47,8 @@ class Step:
         scaled, rows = self.hidden * self.log_scale.exp(), len(self.matrix) - 1
         if self.naive:
             # (A, B, V + 1) from the start, as F.ctc_loss wants it: transposing scores would copy their gradient.
-            log_p = F.log_softmax(scaled.transpose(0, 1) @ self.matrix.T, dim=-1)
+            # Contiguous frames: of others PyTorch makes a product each, which reads the matrix A times.
+            log_p = F.log_softmax(scaled.transpose(0, 1).contiguous() @ self.matrix.T, dim=-1)
             return F.ctc_loss(log_p, self.targets, self.lengths, self.target_lengths, blank=rows)
         return linear_ctc_loss(
             scaled,

@@ -22,7 +22,6 @@ from huggingface_hub import ModelCardData
 from safetensors import safe_open
 
 from soundwave.model_card.figures import CardError, Figures
-from soundwave.model_card.push_to_hub import push_stage
 
 CARD_FACTS = "card.yaml"
 STAGE_CONFIG = "stage_config.yaml"
@@ -381,7 +380,9 @@ def main(argv: list[str] | None = None) -> int:
     output.write_text(text, encoding="utf-8")
     sys.stdout.write(f"wrote {output}\n")
     if arguments.push:
-        sys.stdout.write(f"pushed: {push_stage(arguments.run, arguments.push)}\n")
+        from soundwave.apps.push import push  # which imports this module
+
+        sys.stdout.write(f"pushed: {push(arguments.run, arguments.push)}\n")
     return 0
 
 

@@ -27,7 +27,7 @@ from soundwave.training.checkpoints import PRIVATE
 logger = logging.getLogger(__name__)
 
 # Of a run's folder: what belongs to this machine, or lies there for whoever watches the run.
-UNPUBLISHED = [*PRIVATE, "*tfevents*", "runs/*", "logs/*", "skipped.jsonl", "nonfinite.jsonl", "*.partial"]
+UNPUBLISHED = [*PRIVATE, "*tfevents*", "runs/*", "*.partial"]
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 # Of an earlier push, not in this one: a loader would take them for part of the model.
 STALE = (*WEIGHTS, "*.py", "adapter_config.json")
@@ -116,12 +116,15 @@ def prepare_repository(api: HfApi, repo_id: str, revision: str | None = None, pr
 
 def _push(api: HfApi, folder: Path, repo_id: str, revision: str | None, private: bool, message: str) -> str:
     files = published_files(folder)
+    if not any(fnmatch(path, pattern) for path in files for pattern in WEIGHTS):  # those on the Hub would be deleted
+        raise PushRefused(f"{folder} holds no weights to push to {repo_id}; save the model there first (save_model).")
     repo_id = prepare_repository(api, repo_id, revision, private)
     head = api.model_info(repo_id, revision=revision)
     if head.sha is None:
         raise ValueError("the Hub's answer names no commit")
     present = {sibling.rfilename for sibling in head.siblings or ()}
-    stale = [path for path in sorted(present - set(files)) if any(fnmatch(path, pattern) for pattern in STALE)]
+    left = [path for path in sorted(present - set(files)) if "/" not in path]
+    stale = [path for path in left if any(fnmatch(path, pattern) for pattern in STALE)]
     operations: list[Any] = [CommitOperationAdd(path, file) for path, file in files.items()]
     operations += [CommitOperationDelete(path) for path in stale]
     # Not `upload_folder`, which may cut a slow push into several commits. With the parent named, a request that was

@@ -13,7 +13,7 @@ START_LENGTH = 2.0  # of a scoring row, for frames of length sqrt(D)
 SCORES_AT_ONCE = 2**21  # of an arg-max: 8 MiB in fp32
 FRAMES_PER_ARGMAX, MIN_ROWS = 4096, 512
 ROWS_PER_CHUNK = 1024  # of the embeddings that are looked at in fp32 at once
-FRAMES_PER_CHUNK = 1024  # frames whose V scores exist at once: 0.5 GB in fp32 at V = 128k
+FRAMES_PER_CHUNK = 1024  # frames whose scores exist at once
 # In the loss, of so many rows only: on a CPU 16 MiB of scores, which its cache keeps; a GPU wants large products.
 ROWS_PER_BLOCK = {"cpu": 4096, "other": 65_536}
 
@@ -251,6 +251,11 @@ class _LinearCTC(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_losses):
+        with torch.autocast(grad_losses.device.type, enabled=False):  # as the forward ran
+            return _LinearCTC._backward(ctx, grad_losses)
+
+    @staticmethod
+    def _backward(ctx, grad_losses):
         hidden, weight, blank_weight, grad_hidden, posterior, columns, lse, counted = ctx.saved_tensors
         B, A, D = hidden.shape
         dtype = lse.dtype
@@ -379,6 +384,7 @@ def linear_ctc_loss(
         hidden, weight = hidden.detach(), weight.detach()
         blank_weight = None if blank_weight is None else blank_weight.detach()
     # The rows' own type decides the precision; autocast would change it between forward and backward.
+    hidden = hidden.contiguous()
     with torch.autocast(hidden.device.type, enabled=False):
         losses = _LinearCTC.apply(
             hidden, weight, targets, input_lengths, target_lengths, blank, zero_infinity, blank_weight

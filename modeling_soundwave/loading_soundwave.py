@@ -274,8 +274,8 @@ class SoundwaveLoadingMixin:
         if text_model is not None:
             pin_component(config, "text", source, commit)
         model = cls(config, audio_tower=aligned.audio_tower, language_model=language_model)
-        if text_model is not None and model.ctc_head.tied:
-            rows = model.ctc_head.allowed_rows(model.get_input_embeddings().weight)
+        if text_model is not None and aligned.ctc_head.tied:
+            rows = aligned.ctc_head.allowed_rows(language_model.get_input_embeddings().weight)
             check_embeddings(rows, aligned.ctc_head.weight, source, ctc_model)
         model.init_from_embeddings()
         model.alignment_adapter.load_state_dict(aligned.alignment_adapter.state_dict())

@@ -52,6 +52,8 @@ def read_tensors(shards: list[str], wanted=None) -> dict[str, torch.Tensor]:
             for name in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
                 if wanted is None or wanted(name):
                     tensors[name] = file.get_tensor(name)
+    if "ctc_head.log_scale" in tensors:  # a scalar in older files
+        tensors["ctc_head.log_scale"] = tensors["ctc_head.log_scale"].reshape(1)
     return tensors
 
 

@@ -12,6 +12,7 @@ from soundwave.training.checkpoints import (
     IncompleteError,
     check_settings,
     deciding_settings,
+    is_finished,
     last_complete_checkpoint,
     mark_complete,
     read_manifest,
@@ -66,6 +67,31 @@ def test_a_run_begins_anew_only_if_its_first_checkpoint_was_cut_short(tmp_path, 
         last_complete_checkpoint(tmp_path)
 
 
+def test_a_result_without_checkpoints_is_not_begun_anew(tmp_path):
+    """More steps cannot go on from it, and starting over would put another result in its place."""
+    (tmp_path / "model.safetensors").write_text("weights")
+    mark_complete(tmp_path, [tmp_path / "model.safetensors"], step=9, stopped_early=False, settings={})
+    assert is_finished(tmp_path, {}, steps=9)
+    with pytest.raises(ConfigError, match="result of 9 steps and no checkpoint to go on from; .* start="):
+        is_finished(tmp_path, {}, steps=12)
+    write_checkpoint(tmp_path, 6)
+    assert not is_finished(tmp_path, {}, steps=12)
+
+
+def test_a_best_figure_belongs_to_its_metric_and_rows(tmp_path):
+    write_rows(tmp_path)
+    kept = {"data": ["rows.jsonl"], "eval_data": ["rows.jsonl"], "eval_steps": 2, "save_steps": 2}
+
+    def deciding(**changed: Any) -> dict[str, Any]:
+        return deciding_settings(StageConfig.for_stage("shrink", **kept | changed), None)
+
+    assert deciding() == deciding(eval_data=["other.jsonl"], eval_generate_rows=3)  # nothing is chosen by them
+    best = deciding(best_metric="eval_loss")
+    assert best != deciding(best_metric="eval_ce_loss")
+    assert best != deciding(best_metric="eval_loss", eval_data=["other.jsonl"])
+    assert best != deciding(best_metric="eval_loss", early_stopping_patience=2)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -99,5 +125,6 @@ def test_changed_settings_are_named(tmp_path, changed, message):
         "steps": 20,
         "save_steps": 5,
         "eval_data": ["rows.jsonl"],
+        "eval_steps": 5,
     }
     assert check_settings(checkpoint, *deciding(**moved))["step"] == 3

@@ -169,6 +169,28 @@ def test_a_killed_rebuild_leaves_no_index_of_foreign_features(rows, processor, t
     assert torch.equal(again["encoder_features"], before["encoder_features"])
 
 
+def test_a_killed_build_keeps_what_its_last_index_holds(rows, processor, tiny_ctc, tmp_path, monkeypatch):
+    clips = clips_of(rows)
+    monkeypatch.setattr(encoder_cache, "CLIPS_AT_ONCE", 2)
+    monkeypatch.setattr(encoder_cache, "INDEX_EVERY_S", 0.0)
+    load, heard = processor.load_audio, []
+
+    def interrupted(clip):
+        if clip == clips[5]:
+            raise KeyboardInterrupt
+        heard.append(clip)
+        return load(clip)
+
+    monkeypatch.setattr(processor, "load_audio", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        EncoderCache.build(tmp_path, tiny_ctc, processor, iter(clips[:6]), progress=False)
+    monkeypatch.setattr(processor, "load_audio", lambda clip: heard.append(clip) or load(clip))
+    again = EncoderCache.build(tmp_path, tiny_ctc, processor, iter(clips[:6]), progress=False)
+    assert heard == [*clips[:5], clips[4], clips[5]]  # the pair that was under way, once more
+    whole = EncoderCache.build(tmp_path / "whole", tiny_ctc, processor, iter(clips[:6]), progress=False)
+    assert torch.equal(again.batch(clips[:6])["encoder_features"], whole.batch(clips[:6])["encoder_features"])
+
+
 def test_a_recording_that_cannot_be_read_stays_out_of_a_cache(rows, processor, tiny_ctc, tmp_path, capsys):
     clips = clips_of(rows)
     broken = {"path": str(tmp_path / "broken.wav"), "bytes": None}

@@ -57,7 +57,8 @@ def skeletons(preset: str, components: dict[str, str], folder: Path, **changed) 
             config.audio_model = components[config.audio_model or "tiny audio"]
             config.text_model = components[config.text_model or "tiny text"]
         else:
-            config.start, config.text_model = start, models["align"][0].text_model
+            config.start = start
+            config.text_model = models["align"][0].text_model if stage == "shrink" else None
         for name, value in changed.items():
             setattr(config, name, value)
         model = build_skeleton(config)

@@ -78,6 +78,20 @@ def test_linear_ctc_loss_in_chunks(monkeypatch):
     torch.testing.assert_close(torch.autograd.grad(parts, [hidden, weight]), expected)
 
 
+def test_linear_ctc_loss_of_strided_frames_and_under_autocast():
+    """What a hand-written loop does: frames first, and `backward` inside of autocast."""
+    frames_first = torch.randn(9, 2, D)
+    weight, targets = torch.randn(5, D), torch.tensor([[1, 2], [3, 3]])
+    lengths = torch.tensor([9, 7]), torch.tensor([2, 2])
+    gradients = []
+    for autocast in (False, True):
+        hidden, rows = frames_first.transpose(0, 1).requires_grad_(), weight.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = linear_ctc_loss(hidden, rows, targets, *lengths, blank=0)
+            gradients.append(torch.autograd.grad(loss, [hidden, rows]))
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_linear_ctc_loss_refuses_a_blank_without_its_row():
     hidden, weight, targets = torch.randn(1, 3, D), torch.randn(5, D), torch.tensor([[1]])
     one = torch.tensor([1])

@@ -247,3 +247,5 @@ def test_rows_with_audio(tmp_path, caplog):
     assert with_audio(load_rows(path))["id"][:] == ["0", "2", "3"]
     assert "1 of 4 rows have no audio" in caplog.text
     assert with_audio(load_rows(path).select([3, 1]))["id"][:] == ["3"]
+    with pytest.raises(DataError, match="none of the 1 rows has audio"):
+        with_audio(load_rows(path).select([1]))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from soundwave.apps import push as command
 from soundwave.model_card.build_card import CardError
-from soundwave.model_card.push_to_hub import PushRefused, gather, published_files
+from soundwave.model_card.push_to_hub import PushRefused, gather, published_files, push_stage
 from soundwave.training.checkpoints import mark_complete
 from tests.local_hub import Faults, LocalHub
 
@@ -103,6 +103,13 @@ def test_a_folder_that_does_not_load_is_not_pushed(run, name):
     (run / name).unlink()
     with pytest.raises(ValueError, match=f"no finished run, and has no complete checkpoint: there is no {name}"):
         command.push(run)
+
+
+def test_a_folder_without_weights_does_not_empty_the_repository(run):
+    """Its push would delete the weights and the code that an earlier one left there."""
+    (run / "model.safetensors").unlink()
+    with pytest.raises(PushRefused, match="holds no weights to push to ours/align; save the model"):
+        push_stage(run, "ours/align")
 
 
 def test_weights_cut_short_are_not_pushed(run):

@@ -245,7 +245,7 @@ def test_a_run_goes_on_past_bad_rows(run, stage, capfd):
     counts = {name.removeprefix("skipped/"): n for name, n in last.items() if name.startswith("skipped/")}
     # 32 draws of 26 rows: every row was drawn, some of them twice, and listed once.
     assert set(counts) == {entry["reason"] for entry in listed} and sum(counts.values()) >= len(listed)
-    unusable = set(BROKEN) | (set(UNANSWERED) if stage != "align" else {"blank_turn", "t0", "t1", "t2", "t3"})
+    unusable = set(BROKEN) | (set(UNANSWERED) if stage != "align" else set())  # rows without audio are left out before
     unusable -= {"lost_words", "squeezed"} if stage == "instruct" else set()
     assert unusable <= set(keys) and (stage != "instruct" or set(keys) - unusable == {"lost_words"})
     assert all(np.isfinite(entry["loss"]) for entry in log if "loss" in entry)
@@ -323,7 +323,7 @@ def test_a_cache_of_broken_recordings(run, tmp_path):
     settings = {"encoder_cache": str(tmp_path / "cache"), "spec_augment": False, "steps": 3}
     plain, cached = run("align", "plain", steps=3, spec_augment=False), run("align", "cached", **settings)
     ids = [sorted((entry["id"], entry["reason"]) for entry in lines(folder / SKIPPED)) for folder in (plain, cached)]
-    assert ids[0] == ids[1] and len(ids[0]) > 3
+    assert ids[0] == ids[1] and len(ids[0]) >= 3
 
 
 def test_processes_list_together_and_stop_together(data, encoder_folder, llm_folder, tmp_path):

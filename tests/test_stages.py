@@ -50,6 +50,11 @@ def test_overrides_change_fields_and_entries_of_mappings(tmp_path):
         (["temperature_start=0"], "must be positive"),
         (["hub_strategy=always"], "hub_strategy is 'always'"),
         (["start_revision=main"], "start is not set"),
+        (["bucket_batches=-1"], "bucket_batches is -1, expected 0 or more"),
+        (["save_steps=0"], r"save_steps is 0, expected at least 1, or nothing \(save_steps=null\)"),
+        (["draws_per_epoch=-50"], "draws_per_epoch is -50"),
+        (["eval_steps=10"], "a validation needs both"),
+        (["eval_data=dev.jsonl"], "a validation needs both"),
     ],
 )
 def test_a_wrong_setting_is_named(overrides, message):

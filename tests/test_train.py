@@ -137,7 +137,10 @@ def test_settings_without_effect_are_named(runs, llm_folder, encoder_folder):
     one, two = {"start": str(runs / "one"), "text_model": llm_folder}, {"start": str(runs / "two")}
     wide, loud = {"audio_padding": "longest"}, {"keep_blanks": True}
     for stage, settings_, named in (
-        ("align", one | {"model": loud}, "model.keep_blanks would have no effect"),
+        ("align", one | {"model": loud}, "model.keep_blanks, text_model would have no effect"),
+        ("shrink", one | {"model": {"window_seconds": 10}}, "model.window_seconds would have no effect"),
+        ("shrink", one | {"audio_model": encoder_folder}, "audio_model would have no effect"),
+        ("instruct", two | {"text_model": llm_folder}, "text_model would have no effect"),
         ("shrink", one | {"processor": wide, "model": loud}, r"^processor.audio_padding would have no effect"),
         ("instruct", two | {"processor": wide, "model": loud}, r"processor.audio_padding, model.keep_blanks would"),
         ("shrink", one | {"model": {"keep_blank": True}}, r"no setting 'model.keep_blank'; did you mean keep_blanks"),

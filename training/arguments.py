@@ -7,9 +7,12 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from trl import SFTConfig
 
-from soundwave.training.generating import figure_of
+from soundwave.training.generating import figure_of, sample_rows
 from soundwave.training.monitoring import reporters
 from soundwave.training.stages import ConfigError, StageConfig, higher_is_better
+
+LONGEST_ENCODING_S = 7 * 24 * 3600
+WINDOW_S = 30.0  # of both encoders
 
 
 def resolve_dtype(config: StageConfig) -> torch.dtype:
@@ -31,7 +34,7 @@ def training_arguments(config: StageConfig) -> TrainingArguments:
         output_dir=config.output_dir,
         max_steps=config.steps,
         per_device_train_batch_size=config.per_device_batch,
-        per_device_eval_batch_size=config.per_device_batch,
+        per_device_eval_batch_size=_eval_batch(config),
         gradient_accumulation_steps=config.accumulation(int(os.environ.get("WORLD_SIZE", "1"))),
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
@@ -54,12 +57,14 @@ def training_arguments(config: StageConfig) -> TrainingArguments:
         eval_strategy="no" if config.eval_steps is None else "steps",
         eval_steps=config.eval_steps,
         save_strategy="no" if config.save_steps is None else "steps",
-        save_steps=config.save_steps or 500,
+        save_steps=500 if config.save_steps is None else config.save_steps,
         save_total_limit=config.save_total_limit,
         load_best_model_at_end=config.best_metric is not None,
         metric_for_best_model=config.best_metric,
         greater_is_better=None if config.best_metric is None else higher_is_better(config.best_metric),
         restore_callback_states_from_checkpoint=True,  # the patience of early stopping
+        # The other processes wait while the first one encodes all recordings.
+        ddp_timeout=1800 if config.encoder_cache is None else LONGEST_ENCODING_S,
         dataloader_num_workers=config.dataloader_workers,
         dataloader_pin_memory=_on_gpu(config),
         disable_tqdm=not config.progress,
@@ -73,6 +78,13 @@ def training_arguments(config: StageConfig) -> TrainingArguments:
         hub_private_repo=config.hub_private,
         hub_strategy=config.hub_strategy,
     )
+
+
+def _eval_batch(config: StageConfig) -> int:
+    """Rows of a validation pass; where seconds bound a training pass, as many as fit at a window's length."""
+    if config.max_seconds_per_batch is None:
+        return config.per_device_batch
+    return max(1, min(config.per_device_batch, int(config.max_seconds_per_batch // WINDOW_S)))
 
 
 def stopping_callbacks(config: StageConfig) -> list[TrainerCallback]:
@@ -93,9 +105,11 @@ def check_best_metric(config: StageConfig, eval_rows: Any) -> None:
     ctc = config.stage == "align"
     known = {"eval_loss"} | {{"answer": "eval_ce_loss", "ctc": "eval_ctc_loss"}[loss] for loss in config.table.losses}
     known |= {"eval_token_error_rate"} if ctc else set()
-    if config.eval_generate_rows:
+    sharded = {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & os.environ.keys()  # which answer nothing
+    if config.eval_generate_rows and not sharded:
         answered = eval_rows.select_columns(["task", "answer", "transcript", "messages"])
-        known |= {f"eval_{figure[0]}" for row in answered if (figure := figure_of(row, ctc)) is not None}
+        figures = [figure and figure[0] for figure in (figure_of(row, ctc) for row in answered)]
+        known |= {f"eval_{figures[row]}" for row in sample_rows(figures, config.eval_generate_rows, config.seed)}
     if config.best_metric not in known:
         raise ConfigError(
             f"best_metric is {config.best_metric}, but validation in stage {config.stage} on eval_data "

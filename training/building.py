@@ -177,10 +177,14 @@ def _add_new_lora(model: Any, config: StageConfig) -> None:
 def _refuse_without_effect(config: StageConfig, begun: SoundwaveConfig) -> None:
     """Settings of new parts, where the parts come from `start`: said, because nothing would come of them."""
     given = [f"processor.{name}" for name in config.processor]
+    given += ["audio_model"] if config.audio_model is not None else []
     if config.stage == "align" or not _is_stage_one(begun):  # stage II makes a new model around what stage I has
         given += [f"model.{name}" for name in config.model]
+        given += ["text_model"] if config.text_model is not None else []
+    elif "window_seconds" in config.model:
+        given.append("model.window_seconds")  # the processor's is that of stage I
     if given:
         raise ConfigError(
             f"{', '.join(given)} would have no effect: with start, they are those of {config.start}. Leave them out "
-            "(processor={} model={} takes a file's back), or begin without start, from audio_model and text_model."
+            "(audio_model= text_model= processor={} model={} take a file's back), or begin without start."
         )

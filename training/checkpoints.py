@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
-from soundwave.modeling_soundwave.weights_soundwave import saved_name
+from soundwave.modeling_soundwave.weights_soundwave import WeightsError, find_shards, read_tensors, saved_name
 from soundwave.training.stages import ConfigError, StageConfig
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ MAY_CHANGE = (
     *("output_dir", "data_root", "resume", "steps", "per_device_batch", "encoder_cache", "dataloader_workers"),
     *("device", "dtype", "gradient_checkpointing"),
     *("max_skipped_fraction", "max_nonfinite_in_row"),
-    *("logging_", "eval_", "save_", "best_metric", "early_stopping", "progress", "report_to", "hub_"),
+    *("logging_", "eval_", "save_", "progress", "report_to", "hub_"),
 )
 
 
@@ -150,6 +149,8 @@ def refuse_old_checkpoints(folder: str | Path) -> None:
 def deciding_settings(config: StageConfig, rows: Any) -> dict[str, Any]:
     """The settings that decide what a run learns, and which rows it has; without folders of this machine."""
     settings = {name: value for name, value in config.portable().items() if not name.startswith(MAY_CHANGE)}
+    if config.best_metric is not None:  # figures of other rows do not compare
+        settings |= {"eval_data": config.portable()["eval_data"], "eval_generate_rows": config.eval_generate_rows}
     if isinstance(rows, Dataset):
         digest = hashlib.sha256()
         for part in rows.select_columns(["id", "task"]).iter(10_000):
@@ -193,13 +194,21 @@ def is_finished(folder: str | Path, settings: Mapping[str, Any], steps: int) -> 
     """Whether a folder holds the saved result of a run with these settings.
 
     Raises:
-        ConfigError: for the result of a run with other settings.
+        ConfigError: for the result of a run with other settings, or one that more steps cannot go on from.
     """
     try:
         read_manifest(folder)
     except IncompleteError:
         return False
-    return is_over(check_settings(folder, settings, steps), steps)
+    manifest = check_settings(folder, settings, steps)
+    if is_over(manifest, steps):
+        return True
+    if not checkpoints(folder):
+        raise ConfigError(
+            f"{folder} holds a result of {manifest['step']} steps and no checkpoint to go on from; begin another run "
+            f"from its weights with start={folder}, resume=false and a new output_dir."
+        )
+    return False
 
 
 class CheckpointMixin(Trainer):
@@ -236,12 +245,11 @@ class CheckpointMixin(Trainer):
         if self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         model = model if model is not None else self.model
-        path = Path(resume_from_checkpoint) / "model.safetensors"
-        if not path.is_file():
-            raise ConfigError(
-                f"{resume_from_checkpoint} holds no model.safetensors; it is no checkpoint of this package."
-            )
-        tensors = load_file(path)
+        path = Path(resume_from_checkpoint)
+        try:
+            tensors = read_tensors(find_shards(str(path)))
+        except WeightsError as error:
+            raise ConfigError(f"{path} is no checkpoint of this package: {error}") from error
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         with torch.no_grad():
             for name, value in model.state_dict().items():

@@ -82,9 +82,15 @@ def concatenate_rows(parts: Sequence[Dataset]) -> Dataset:
 
 
 def with_audio(rows: Dataset) -> Dataset:
-    """The rows that have a recording: stage I has no LLM that could learn from the others; says how many it leaves."""
+    """The rows that have a recording: stage I has no LLM that could learn from the others; says how many it leaves.
+
+    Raises:
+        DataError: when there is none.
+    """
     chunks = rows.select_columns(["audio"]).with_format("arrow").iter(1000)
-    spoken = np.concatenate([chunk.column("audio").is_valid().to_numpy() for chunk in chunks])
+    spoken = np.concatenate([np.zeros(0, bool), *(chunk.column("audio").is_valid().to_numpy() for chunk in chunks)])
+    if not spoken.any():
+        raise DataError(f"none of the {len(rows)} rows has audio, and this stage learns from recordings only.")
     if spoken.all():
         return rows
     logger.warning("%d of %d rows have no audio; this stage leaves them out.", len(rows) - spoken.sum(), len(rows))

@@ -7,9 +7,11 @@ Letters: `E` encoder frames (20 ms), `T` mel frames (10 ms), `D_e` encoder width
 """
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from soundwave.training.stages import ConfigError
 
 FEATURES, INDEX = "features.f16", "index.json"
 CLIPS_AT_ONCE = 512  # decoded and sorted by length together
+INDEX_EVERY_S = 300.0  # a build cut short keeps what it had encoded then
 MEL_FRAMES_PER_BATCH = 12_000  # two minutes of audio in one forward pass
 MEL_PER_ENCODER_FRAME = 2
 MEL_PER_ALIGNED_FRAME = 4
@@ -106,21 +109,13 @@ class EncoderCache:
         folder.mkdir(parents=True, exist_ok=True)
         fingerprint = encoder_fingerprint(model, processor)
         index = _read_index(folder)
-        fresh = False
         if index is None or index["fingerprint"] != fingerprint:
-            fresh = True
             # Before the features: a run cut short must not leave the old index beside what another encoder wrote.
             (folder / INDEX).unlink(missing_ok=True)
             width = model.config.encoder_width
             index = {"fingerprint": fingerprint, "width": width, "rows": 0, "clips": {}}
         index["failed"] = {}
-        missing = {}
-        for recording in recordings:
-            key = recording_key(recording)
-            if key not in index["clips"]:
-                missing[key] = recording
-        if missing or fresh:
-            _append(folder, index, model, processor, missing, progress)
+        _append(folder, index, model, processor, _missing(recordings, set(index["clips"])), progress)
         return cls(folder)
 
     def windows(self, recording: Mapping[str, Any]) -> list[Window]:
@@ -173,19 +168,42 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
     return index if features.stat().st_size >= index["rows"] * index["width"] * 2 else None
 
 
-def _append(folder: Path, index: dict, model: torch.nn.Module, processor: Any, missing: dict, progress: bool) -> None:
-    """Write the features of the missing recordings, then the index: a run cut short leaves the old index valid."""
+def _write_index(folder: Path, index: dict[str, Any]) -> None:
+    temporary = folder / (INDEX + ".partial")
+    temporary.write_text(json.dumps(index), encoding="utf-8")
+    os.replace(temporary, folder / INDEX)
+
+
+def _missing(recordings: Iterable[dict[str, Any]], known: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each recording that is not known, once; one by one, as their bytes may exceed the memory."""
+    for recording in recordings:
+        if (key := recording_key(recording)) not in known:
+            known.add(key)
+            yield key, recording
+
+
+def _append(
+    folder: Path,
+    index: dict[str, Any],
+    model: torch.nn.Module,
+    processor: Any,
+    missing: Iterator[tuple[str, dict[str, Any]]],
+    progress: bool,
+) -> None:
+    """Write the features of the missing recordings, then the index: a run cut short leaves the last index valid."""
     device = next(model.audio_tower.parameters()).device
     was_training = model.training
     model.eval()
     size = index["rows"] * index["width"] * 2
     with open(folder / FEATURES, "ab") as file, torch.inference_mode():
-        file.truncate(size)  # what an unfinished run left behind the last index
-        bar = tqdm(total=len(missing), desc="encoding recordings", unit="clip", disable=not progress)
-        todo = list(missing.items())
-        for start in range(0, len(todo), CLIPS_AT_ONCE):
+        if file.tell() > size:
+            file.truncate(size)  # what an unfinished run left behind the last index
+        bar = tqdm(desc="encoding recordings", unit="clip", disable=not progress)
+        tried, written = 0, time.monotonic()
+        while part := list(itertools.islice(missing, CLIPS_AT_ONCE)):
+            tried += len(part)
             chunk = []
-            for key, clip in todo[start : start + CLIPS_AT_ONCE]:
+            for key, clip in part:
                 try:
                     chunk.append((key, processor.load_audio(clip)))
                 except (AudioError, OSError) as error:
@@ -195,14 +213,16 @@ def _append(folder: Path, index: dict, model: torch.nn.Module, processor: Any, m
             for group in _batches(chunk, processor):
                 _encode_group(file, index, model, processor, group, device)
                 bar.update(len(group))
+            if time.monotonic() - written > INDEX_EVERY_S:
+                file.flush()
+                _write_index(folder, index)
+                written = time.monotonic()
         bar.close()
     if index["failed"]:
         first = next(iter(index["failed"].values()))
-        report(f"{len(index['failed'])} of {len(missing)} recordings cannot be encoded, the first: {first}")
+        report(f"{len(index['failed'])} of {tried} recordings cannot be encoded, the first: {first}")
     model.train(was_training)
-    temporary = folder / (INDEX + ".partial")
-    temporary.write_text(json.dumps(index), encoding="utf-8")
-    os.replace(temporary, folder / INDEX)
+    _write_index(folder, index)
 
 
 def _batches(clips: list[tuple[str, np.ndarray]], processor: Any) -> Iterable[list[tuple[str, np.ndarray]]]:

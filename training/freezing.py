@@ -28,6 +28,8 @@ def freeze(model: nn.Module, trains: Sequence[str]) -> None:
     named = dict(model.named_parameters())
     if model.config.ctc_head == "tied":
         named.pop("ctc_head.weight", None)
+    if model.config.audio_config.model_type == "whisper":
+        named.pop("audio_tower.embed_positions.weight", None)  # fixed sinusoids
     if model.config.alignment_attention == "frame":
         named = {name: parameter for name, parameter in named.items() if not name.startswith(UNUSED_BY_FRAMES)}
     model.requires_grad_(False)

@@ -135,6 +135,14 @@ class AnsweringMixin(Trainer):
         figures = {name: hits / out_of for name, (hits, out_of) in zip(counts, total, strict=True) if out_of}
         return figures | ({"unanswered": total[-1][0]} if total[-1][0] else {})
 
+    def _determine_best_metric(self, metrics, trial):
+        """The library's; a validation without the figure (no row of it was answered) cannot be the best."""
+        name = self.args.metric_for_best_model
+        if name is not None and name not in metrics:
+            report(f"this validation has no {name}, so it cannot be the best; it has {', '.join(sorted(metrics))}.")
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
     def _answers(self, rows: list[Row], max_new_tokens: int) -> Iterator[tuple[Row, str | None, str | None]]:
         """(row, answer, error) of rows, in an order of their own."""
         answerer = ctc_answerer if self.stage == "align" else llm_answerer

@@ -92,6 +92,7 @@ class MixtureSampler(Sampler[int]):
                 f"bucket_batches is {bucket_batches}, but none of the {len(names)} rows has a duration to sort by; "
                 "give rows with audio their `duration_s` in seconds, or set bucket_batches to 0."
             )
+        self._before = [dict.fromkeys(self.sizes, 0)]  # draws of each task before epoch 0, 1, ...
         self.epoch = 0
 
     def temperature(self, epoch: int) -> float:
@@ -115,10 +116,10 @@ class MixtureSampler(Sampler[int]):
     def order(self, epoch: int) -> np.ndarray:
         """The rows of an epoch, (draws,), in order: a function of seed and epoch alone."""
         plan = self.plan(epoch)
-        before = {task: 0 for task in self.sizes}  # draws of each task in the epochs before
-        for earlier in range(epoch):
-            for task, count in self.plan(earlier).counts.items():
-                before[task] += count
+        while len(self._before) <= epoch:
+            counts, last = self.plan(len(self._before) - 1).counts, self._before[-1]
+            self._before.append({task: last[task] + counts[task] for task in last})
+        before = self._before[epoch]
         parts = [self._draw(k, task, before[task], plan.counts[task]) for k, task in enumerate(self.sizes)]
         rng = np.random.default_rng([self.seed, 0, epoch])
         order = rng.permutation(np.concatenate(parts))

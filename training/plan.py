@@ -134,7 +134,10 @@ def make_plan(config: StageConfig) -> Plan:
     freeze(model, config.trains)
     if config.hub_model_id is not None:
         check_name(config.hub_model_id.rsplit("/", 1)[-1], llama_version(model.config.to_dict()))
-    check_best_metric(config, load_rows(config.eval_data, config.data_root) if config.eval_data else None)
+    eval_rows = load_rows(config.eval_data, config.data_root) if config.eval_data else None
+    check_best_metric(
+        config, with_audio(eval_rows) if eval_rows is not None and config.table.needs_audio else eval_rows
+    )
     draws = _streamed(config) if config.streaming else _drawn(config, args.world_size, model)
     parts = parts_of(model, config.quantization)
     tokens = _tokens(draws.sample, processor, config.table.losses)

@@ -122,8 +122,12 @@ class StageConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1.")
-        if self.eval_generate_rows < 0:
-            raise ConfigError(f"eval_generate_rows is {self.eval_generate_rows}, expected rows, or 0 for none.")
+        for name in ("eval_generate_rows", "bucket_batches", "dataloader_workers", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 or more.")
+        for name in ("eval_steps", "save_steps", "draws_per_epoch"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1, or nothing ({name}=null).")
         if not 0 <= self.max_skipped_fraction <= 1:
             raise ConfigError(f"max_skipped_fraction is {self.max_skipped_fraction}, expected a share from 0 to 1.")
         if self.temperature_start <= 0 or self.temperature_step < 0:
@@ -151,6 +155,11 @@ class StageConfig:
         self.output_dir = self.output_dir or f"runs/{self.stage}"
         self._check_what_trains()
         self._check_best_metric()
+        if bool(self.eval_data) != (self.eval_steps is not None):
+            raise ConfigError(
+                f"eval_data is {self.eval_data} and eval_steps {self.eval_steps}: a validation needs both, rows and "
+                "the updates between two; set the other too, or leave both out."
+            )
 
     def _check_what_trains(self) -> None:
         encoder = [part for part in self.trains if part == "encoder_lora" or part.partition(".")[0] == "audio_tower"]
@@ -247,10 +256,12 @@ class StageConfig:
         """
         at_once = devices if self.max_seconds_per_batch is not None else self.per_device_batch * devices
         if self.global_batch % at_once:
+            by_rows = self.max_seconds_per_batch is None
+            rows = f" x per_device_batch {self.per_device_batch}" if by_rows else ""
             raise ConfigError(
-                f"global_batch is {self.global_batch}, but {devices} device(s) x per_device_batch "
-                f"{self.per_device_batch} make {at_once} rows at once; make global_batch a multiple (the nearest "
-                f"is {max(1, round(self.global_batch / at_once)) * at_once}) or change per_device_batch."
+                f"global_batch is {self.global_batch}, but {devices} device(s){rows} make {at_once} rows at once; "
+                f"make global_batch a multiple (the nearest is {max(1, round(self.global_batch / at_once)) * at_once})"
+                f"{' or change per_device_batch' if by_rows else ''}."
             )
         return self.global_batch // at_once
 

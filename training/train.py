@@ -98,8 +98,8 @@ def train_stage(config: StageConfig) -> SoundwaveTrainerMixin:
         config.save(Path(config.output_dir) / CONFIG_FILE)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
-    finally:  # an error's log is the one that is read
-        if trainer.is_world_process_zero():
+    finally:  # an error's log is the one that is read; an empty one would hide that of the run before
+        if trainer.is_world_process_zero() and trainer.state.log_history:
             trainer.write_log()
     _save_result(trainer, config)
     return trainer
@@ -124,6 +124,8 @@ def make_trainer(config: StageConfig) -> SoundwaveTrainerMixin:
         sampler = make_sampler(config, rows)
         batches = make_batches(config, rows, sampler, args.world_size, model.config.audio_padding)
     eval_rows = load_rows(config.eval_data, config.data_root) if config.eval_data else None
+    if eval_rows is not None and config.table.needs_audio:
+        eval_rows = with_audio(eval_rows)
     check_best_metric(config, eval_rows)
     cache = _cache(config, args, model, processor, rows, eval_rows)
     trainer = TRAINERS[config.stage](

@@ -4,6 +4,7 @@ Losses are means per token, over all devices and accumulated passes; labels and 
 Everything random follows from the seed and the step, so that a run that was cut short goes on exactly.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,7 +113,7 @@ class SoundwaveTrainerMixin(
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            compute_metrics=mean_losses,
+            compute_metrics=functools.partial(mean_losses, ctc_weight=model.config.ctc_weight),
             **kwargs,
         )
         if not had_use_cache:  # set by the Trainer for itself; the published configuration must not say it
@@ -121,7 +122,7 @@ class SoundwaveTrainerMixin(
         self._names = [{"answer": "ce_loss", "ctc": "ctc_loss"}[loss] for loss in self.losses]
         self._sums = torch.zeros(len(self._names), device=args.device)  # of the losses since the last log
         self._update_sums = torch.zeros_like(self._sums)  # of those of the update that is being made
-        self._updates = self._passes = 0  # since the last log; since the last update
+        self._passes = 0  # since the last update
         self.monitor = Monitor(args.device, model.config.mask_padding)
         self.answer_check = answer_check
         if self.pop_callback(TensorBoardCallback) is not None:
@@ -181,7 +182,6 @@ class SoundwaveTrainerMixin(
     def keep_losses(self):
         """Add the losses of an update that is made to those of the next log."""
         self._sums += self._update_sums
-        self._updates += 1
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The stage's loss as its share of the update's mean per token (see `_get_num_items_in_batch`)."""
@@ -221,12 +221,13 @@ class SoundwaveTrainerMixin(
 
     def log(self, logs, start_time=None):
         """Add each loss by its name, counts and rates to the line that reports the total."""
-        if "loss" in logs and self._updates:
-            sums = self.accelerator.reduce(self._sums, "sum") / self._updates
-            logs |= dict(zip(self._names, sums.tolist(), strict=True))
-            logs |= self.monitor.line(self._updates, lambda counts: self.accelerator.reduce(counts, "sum"))
-            self._sums.zero_()
-            self._updates = 0
+        if "loss" in logs:
+            if self._made:
+                sums = self.accelerator.reduce(self._sums, "sum") / self._made
+                logs |= dict(zip(self._names, sums.tolist(), strict=True))
+                self._sums.zero_()
+            updates = self._made + self._withheld  # `FiniteMixin.log`, which comes next, begins anew
+            logs |= self.monitor.line(updates, lambda counts: self.accelerator.reduce(counts, "sum"))
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs):

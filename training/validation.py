@@ -73,8 +73,12 @@ def count_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     )
 
 
-def mean_losses(prediction: Any) -> dict[str, float]:
-    """Mean losses per token over all rows, frames per LLM position, and in stage I the greedy labels' error rate."""
+def mean_losses(prediction: Any, ctc_weight: float = 1.0) -> dict[str, float]:
+    """Mean losses per token over all rows, frames per LLM position, and in stage I the greedy labels' error rate.
+
+    ``loss`` is the stage's: that of the answers plus ``ctc_weight`` times the CTC's, or the CTC's alone. It takes the
+    place of the library's own, which is a mean over batches.
+    """
     ce, tokens, ctc, targets, errors, frames, positions, skipped = prediction.predictions.sum(axis=0).tolist()
     metrics: dict[str, float] = {"skipped": int(skipped)}
     if tokens:
@@ -83,6 +87,9 @@ def mean_losses(prediction: Any) -> dict[str, float]:
         metrics["ctc_loss"] = ctc / targets
         if not tokens:  # stage I: only there are the greedy labels compared
             metrics["token_error_rate"] = errors / targets
+    if tokens or targets:
+        weight = ctc_weight if tokens else 1.0
+        metrics["loss"] = metrics.get("ce_loss", 0.0) + weight * metrics.get("ctc_loss", 0.0)
     if positions:
         metrics["compression_ratio"] = frames / positions
     return metrics

@@ -61,7 +61,8 @@ def pieces(model_id: str, revision: str | None) -> dict[int, str]:
     optional = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     if cached_file(model_id, "tokenizer_config.json", **optional) is None:
         return {}
-    tokenizer = AutoTokenizer.from_pretrained(model_id, revision=revision)
+    # A stage's own code is no tokenizer: without the package the library would ask at the terminal.
+    tokenizer = AutoTokenizer.from_pretrained(model_id, revision=revision, trust_remote_code=False)
     added = tokenizer.added_tokens_encoder
     return {token: piece for piece, token in tokenizer.get_vocab().items() if piece not in added}
 
