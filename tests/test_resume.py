@@ -79,7 +79,7 @@ def whole(tmp_path_factory, runs, encoder_folder, llm_folder):
         "resume": True,
         "hub_patience_s": 0,
     }
-    lora = {"lora_r": 4, "lora_dropout": 0.1, "text_model": llm_folder}
+    lora = {"lora_r": 4, "lora_dropout": 0.1}
     own = {
         "align": {
             "audio_model": encoder_folder,
@@ -88,7 +88,7 @@ def whole(tmp_path_factory, runs, encoder_folder, llm_folder):
             "data": ["spoken.jsonl"],
             "eval_data": ["spoken.jsonl"],
         },
-        "shrink": lora | {"start": str(folder / "align")},
+        "shrink": lora | {"start": str(folder / "align"), "text_model": llm_folder},
         "instruct": lora | {"start": str(folder / "shrink")},
     }
 
@@ -325,7 +325,7 @@ def test_other_ways_to_read_rows_resume_exactly(runs, whole, hub, tmp_path, chan
 @pytest.mark.slow
 def test_two_processes_go_on_where_one_was_killed(runs, whole, tmp_path):
     """The same draws and masks, so without dropout the same losses, up to the order of summation."""
-    changed = {"model": {"audio_padding": "longest", "alignment_dropout": 0.0}, "eval_steps": None}
+    changed = {"model": {"audio_padding": "longest", "alignment_dropout": 0.0}, "eval_data": [], "eval_steps": None}
     runs.run(whole.settings("align", tmp_path / "whole", **changed))
     settings = whole.settings("align", tmp_path / "killed", **changed)
     pid = runs.start(settings)
