@@ -76,7 +76,7 @@ def server() -> Iterator[Server]:
         yield started
         assert process.poll() is None, "".join(errors)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(30) in (0, 130)  # 0 where whoever runs the tests ignores SIGINT
         reader.join(10)
         assert "Traceback" not in "".join(errors), "".join(errors)
     finally:
