@@ -47,8 +47,9 @@ class Step:
         scaled, rows = self.hidden * self.log_scale.exp(), len(self.matrix) - 1
         if self.naive:
             # (A, B, V + 1) from the start, as F.ctc_loss wants it: transposing scores would copy their gradient.
-            # Contiguous frames: of others PyTorch makes a product each, which reads the matrix A times.
-            log_p = F.log_softmax(scaled.transpose(0, 1).contiguous() @ self.matrix.T, dim=-1)
+            # Flat frames: PyTorch would make a product of each one, which reads the matrix A times.
+            scores = scaled.transpose(0, 1).reshape(-1, self.hidden.shape[-1]) @ self.matrix.T
+            log_p = F.log_softmax(scores.view(*scaled.shape[1::-1], -1), dim=-1)
             return F.ctc_loss(log_p, self.targets, self.lengths, self.target_lengths, blank=rows)
         return linear_ctc_loss(
             scaled,
