@@ -217,7 +217,7 @@ class SoundwaveLoadingMixin:
             own = None if config.ctc_head == "tied" else torch.float32  # these train
             rows = embedding_rows(text_model, text_config, config.ctc_token_ids, own, revision=text_commit)
             model = cls(config, ctc_rows=rows)
-            model.ctc_head.init_from_embeddings(rows)
+            model._init_ctc(rows)
         encoder = read_encoder(audio_model, config.audio_config.model_type, revision=audio_commit)
         model.audio_tower.load_state_dict({k.removeprefix("audio_tower."): v for k, v in encoder.items()})
         model.audio_tower.to(next(iter(encoder.values())).dtype if dtype == "auto" else dtype)
@@ -290,5 +290,10 @@ class SoundwaveLoadingMixin:
         """Set what depends on the LLM's embeddings: the CTC head's loudness and the shrinking adapter's gain."""
         embedding = self.get_input_embeddings()
         rows = embedding.weight
-        self.ctc_head.init_from_embeddings(self.ctc_head.allowed_rows(rows))
+        self._init_ctc(self.ctc_head.allowed_rows(rows))
         self.shrinking_adapter.init_from_embeddings(embedding(torch.arange(len(rows), device=rows.device)))
+
+    def _init_ctc(self, rows: torch.Tensor) -> None:
+        """CTC head and alignment adapter, from the LLM's embeddings (R, D) that the head may emit."""
+        self.ctc_head.init_from_embeddings(rows)
+        self.alignment_adapter.init_towards(self.ctc_head.blank_of(rows), len(rows))

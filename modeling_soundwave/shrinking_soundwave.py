@@ -3,6 +3,8 @@
 Letters: n windows or recordings, E encoder frames (20 ms), A aligned frames (40 ms), K kept frames, D_e and D widths.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -82,6 +84,16 @@ class AlignmentAdapter(nn.Module):
         n, E, D_e = encoder_features.shape
         stacked = encoder_features.reshape(n, E // 2, 2 * D_e).to(self.proj.weight.dtype)  # (n, A, 2 D_e)
         return self.norm(self.layer(self.proj(stacked), mask))
+
+    @torch.no_grad()
+    def init_towards(self, blank: torch.Tensor, n_rows: int) -> None:
+        """Let the blank's row (D,) win many frames at the start, as CTC wants it: tokens are rare among frames.
+
+        A blank that begins by losing to the loudest of the head's ``n_rows`` teaches the head to stretch tokens over
+        the silence instead of emitting peaks, and it does not come back from there. Frames have length sqrt(D), rows
+        of length l then score about N(0, l^2), the loudest ``l * sqrt(2 ln n_rows)``: the frames lean by as much.
+        """
+        self.norm.bias.copy_(F.normalize(blank.float(), dim=0) * (2 * math.log(n_rows)) ** 0.5)
 
 
 class ShrinkingAdapter(nn.Module):

@@ -11,6 +11,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from soundwave.training.batching import LengthBatches
@@ -18,15 +20,17 @@ from soundwave.training.checkpoints import LOG
 from soundwave.training.data import load_rows
 from soundwave.training.stages import StageConfig
 from soundwave.training.train import make_batches, make_sampler
+from soundwave.training.validation import share_of
 from tests.training_rows import write_rows
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("asr", "sound", "text_qa")
 BY_SECONDS = {"max_seconds_per_batch": 6.0, "spec_augment": False}  # masks go by micro-batch, whose number may differ
 STREAM = {"streaming": True, "stream_rows": {"asr": 8, "sound": 2, "text_qa": 4}}
+VALIDATED = {"eval_data": ["odd.jsonl"], "eval_steps": 2}  # two processes do not share it evenly
 CASES = {
-    "align": {"stage": "align"},
-    "shrink": {"stage": "shrink"},
+    "align": {"stage": "align", **VALIDATED},
+    "shrink": {"stage": "shrink", **VALIDATED},
     "instruct": {"stage": "instruct"},
     "align-seconds": {"stage": "align", **BY_SECONDS},
     "shrink-seconds": {"stage": "shrink", **BY_SECONDS},
@@ -66,6 +70,8 @@ def cases(tmp_path_factory, encoder_folder, llm_folder) -> dict[str, dict]:
     for name in (*TASKS, "spoken", "all"):
         chosen = [row for row in lines if name in ("all", row["task"]) or (name == "spoken" and row["audio"])]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    spoken, written = ([row for row in lines if bool(row["audio"]) == heard] for heard in (True, False))
+    (folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in spoken[:5] + written[:2]))
     common = {
         "audio_model": encoder_folder,
         "text_model": llm_folder,
@@ -128,6 +134,27 @@ def test_two_processes_make_the_updates_of_one(results, case):
     assert drawn[0] == drawn[1] and drawn[0]
     alone, together = (load_file(folder / case / "model.safetensors") for folder in results)
     assert max(float((alone[name] - together[name]).abs().max()) for name in alone) < 1e-6
+
+
+@pytest.mark.parametrize("case", ["align", "shrink"])
+def test_two_processes_validate_as_one_does(results, case):
+    """No row counts twice, where two processes do not share them evenly."""
+    logs = [[json.loads(line) for line in open(folder / case / LOG)] for folder in results]
+    one, two = ([entry for entry in log if "eval_loss" in entry] for log in logs)
+    assert len(one) == len(two) == 2
+    for alone, together in zip(one, two, strict=True):
+        names = {name for name in alone if name.startswith("eval_") and not name.endswith(("runtime", "_per_second"))}
+        assert {"eval_ctc_loss", "eval_compression_ratio", "eval_skipped"} <= names <= together.keys()
+        for name in names:
+            assert alone[name] == pytest.approx(together[name], rel=1e-6, abs=1e-6), name
+
+
+@given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 6))
+def test_every_row_is_validated_once(n_rows, batch_size, world_size):
+    shares = [share_of(n_rows, batch_size, rank, world_size) for rank in range(world_size)]
+    assert sorted(row for share in shares for batch in share for row in batch) == list(range(n_rows))
+    assert len({len(share) for share in shares}) == 1, "a device without a batch would leave the others waiting"
+    assert all(len(batch) <= batch_size for share in shares for batch in share)
 
 
 def test_one_of_two_processes_gets_a_pass_without_audio(cases):

@@ -213,9 +213,7 @@ def test_validation_reports_means_per_token(make, stage, rows):
     for name in names:
         # The split into batches must not show: these are sums over all rows, divided once.
         assert small[f"eval_{name}"] == pytest.approx(large[f"eval_{name}"], rel=1e-4), name
-    batch = trainer.data_collator([trainer.eval_dataset[k] for k in range(4)])
-    loss, per_row, labels = trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
-    assert loss.shape == () and per_row.shape == (4, 8) and labels.shape == (4, 1)
+    assert small["eval_loss"] == pytest.approx(large["eval_loss"], rel=1e-4)
 
 
 def test_masks_depend_on_the_place_in_the_run_not_on_devices(make):

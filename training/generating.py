@@ -100,7 +100,7 @@ class AnsweringMixin(Trainer):
     ):
         """The library's, and the figures of `figures_of_answers`."""
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if self.answer_check is not None and not prediction_loss_only:
+        if self.answer_check is not None:
             figures = self.figures_of_answers(dataloader.dataset, self.answer_check)
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
         return output

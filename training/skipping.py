@@ -93,13 +93,12 @@ class SkippingMixin(Trainer):
                 f"the first are {first}. Mend or remove them, or raise max_skipped_fraction."
             )
 
-    def note_skipped(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Take what is no tensor out of a validation batch; which of its rows were left out, (B,) bool."""
-        skipped = batch.get("skipped")
-        if skipped is None:  # another collator's
-            skipped = [None] * len(batch["labels"] if "labels" in batch else batch["windows_per_audio"])
-        self._unlisted = [*self._unlisted, *take_rows(batch)[1]]
-        return torch.tensor([bad is not None for bad in skipped])
+    def note_skipped(self, batch: dict[str, Any]) -> tuple[int, bool]:
+        """Take what is no tensor out of a validation batch; rows that were left out, and whether none remained."""
+        named = "ids" in batch  # another collator's are not
+        good, bad = take_rows(batch)
+        self._unlisted = [*self._unlisted, *bad]
+        return len(bad), named and not good
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"

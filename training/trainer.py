@@ -4,7 +4,6 @@ Losses are means per token, over all devices and accumulated passes; labels and 
 Everything random follows from the seed and the step, so that a run that was cut short goes on exactly.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ from soundwave.training.progress import Progress, StageCallback
 from soundwave.training.skipping import SkippingCallback, SkippingCollator, SkippingMixin, rows_taken, take_rows
 from soundwave.training.stages import STAGES, ConfigError
 from soundwave.training.streaming import StreamCallback, StreamedMixture
-from soundwave.training.validation import ValidationMixin, count_tokens, mean_losses
+from soundwave.training.validation import ValidationMixin, count_tokens
 
 
 class SoundwaveTrainerMixin(
@@ -113,7 +112,7 @@ class SoundwaveTrainerMixin(
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            compute_metrics=functools.partial(mean_losses, ctc_weight=model.config.ctc_weight),
+            compute_metrics=None,  # `ValidationMixin` has the figures; nobody else's could be made of them
             **kwargs,
         )
         if not had_use_cache:  # set by the Trainer for itself; the published configuration must not say it

@@ -53,8 +53,7 @@ class CTCHead(nn.Module):
     def init_from_embeddings(self, rows: torch.Tensor) -> None:
         """Start from the LLM's embedding rows (V or R, D) at length 2: own rows each, a tied head's on average.
 
-        The blank starts in a random direction, as loud as the rows. At 0 it loses every early frame to the loudest
-        rows, and the head learns to stretch tokens over the silence instead of emitting peaks.
+        The blank starts in a random direction, as loud as the rows; `AlignmentAdapter.init_towards` lets it win.
         """
         chunks = rows.split(ROWS_PER_CHUNK)
         lengths = torch.empty(len(rows), device=rows.device)
@@ -74,6 +73,10 @@ class CTCHead(nn.Module):
         if self.blank is not None:
             nn.init.normal_(self.blank)
             self.blank.mul_(length / self.blank.norm())
+
+    def blank_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """The blank's row (D,): the one beside ``rows`` (R, D), or one of them."""
+        return rows[self.blank_row] if self.blank is None else self.blank
 
     def rows(self, embeddings: torch.Tensor | None) -> torch.Tensor:
         """The scoring rows (R, D): our own, or those of ``embeddings`` (V, D) that the head may emit."""
