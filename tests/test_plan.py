@@ -17,7 +17,7 @@ from soundwave.training.lora import add_lora
 from soundwave.training.memory import MicroBatch, parts_of
 from soundwave.training.plan import make_plan
 from soundwave.training.stages import ConfigError, StageConfig
-from soundwave.training.train import main, make_sampler
+from soundwave.training.train import main, make_sampler, run_stage
 from tests.test_configs import ALIGNMENT, LORA, PUBLISHED, SHRINKING
 from tests.training_rows import write_rows
 
@@ -145,6 +145,26 @@ def test_bad_settings_fail_as_in_a_run(settings, tmp_path):
     (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)
     with pytest.raises(ConfigError, match="holds 1 checkpoint"):
         make_plan(StageConfig.for_stage("shrink", **settings))
+
+
+def test_a_resumed_run_is_planned_from_where_it_stands(settings, encoder_folder, llm_folder):
+    settings |= {"audio_model": encoder_folder, "text_model": llm_folder, "data": ["spoken.jsonl"], "progress": False}
+    run = {**settings, "steps": 2, "save_steps": 1, "report_to": "none"}
+    run_stage(StageConfig.for_stage("align", **run))
+    again = {**run, "resume": True}
+    assert "holds the result of this run" in make_plan(StageConfig.for_stage("align", **again)).notes[0]
+    notes = make_plan(StageConfig.for_stage("align", **again | {"steps": 5})).notes
+    assert notes[0].startswith("goes on from ") and "checkpoint-2, after 2 updates" in notes[0]
+    with pytest.raises(ConfigError, match="learning_rate was"):
+        make_plan(StageConfig.for_stage("align", **again | {"learning_rate": 0.5}))
+
+
+def test_validation_by_generation_needs_its_scorer(settings, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    settings |= {"eval_data": ["rows.jsonl"], "eval_steps": 2}
+    with pytest.raises(ConfigError, match="jiwer"):
+        make_plan(StageConfig.for_stage("shrink", **settings))
+    assert make_plan(StageConfig.for_stage("shrink", **settings, eval_generate_rows=0))
 
 
 def test_the_papers_pair_in_4_bit_is_planned_without_weights(settings, weightless, tmp_path):

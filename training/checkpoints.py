@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,32 @@ def is_finished(folder: str | Path, settings: Mapping[str, Any], steps: int) -> 
             f"from its weights with start={folder}, resume=false and a new output_dir."
         )
     return False
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run goes on."""
+
+    folder: Path | None = None  # a checkpoint, or the output folder with the result; None = it begins anew
+    step: int = 0  # updates that are done
+    finished: bool = False  # nothing is left to train
+
+
+def beginning(config: StageConfig, settings: Mapping[str, Any]) -> Beginning:
+    """Where a run with these `deciding_settings` goes on, in its output folder.
+
+    Raises:
+        ConfigError: with `resume` for what another run left there; without it, for checkpoints of any run.
+    """
+    if not config.resume:
+        refuse_old_checkpoints(config.output_dir)
+        return Beginning()
+    if is_finished(config.output_dir, settings, config.steps):
+        return Beginning(Path(config.output_dir), read_manifest(config.output_dir)["step"], finished=True)
+    checkpoint = last_complete_checkpoint(config.output_dir)
+    if checkpoint is None:
+        return Beginning()
+    return Beginning(checkpoint, check_settings(checkpoint, settings, config.steps)["step"])
 
 
 class CheckpointMixin(Trainer):

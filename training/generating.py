@@ -18,7 +18,7 @@ from transformers import Trainer
 from soundwave.eval.evaluate import Row, answer_safely, ctc_answerer, length_sorted_batches, llm_answerer
 from soundwave.eval.tasks import CTC, LOWER_IS_BETTER, TASKS, Task, reference_of
 from soundwave.training.incidents import report
-from soundwave.training.stages import ConfigError
+from soundwave.training.stages import ConfigError, StageConfig
 
 #: Of a task without an entry in `eval.tasks`: longer answers have no exact match worth counting; they have their loss.
 SHORT_ANSWER_WORDS = 8
@@ -45,6 +45,13 @@ class AnswerCheck:
                 f"eval_generate_rows is {self.rows}: answers are scored with jiwer, which is not installed: "
                 'pip install "soundwave[train]", or set eval_generate_rows=0.'
             )
+
+    @classmethod
+    def from_config(cls, config: StageConfig) -> "AnswerCheck | None":
+        """That of a run's settings; `None` where nothing is generated."""
+        if not config.eval_data or not config.eval_generate_rows:
+            return None
+        return cls(config.eval_generate_rows, config.eval_max_new_tokens)
 
 
 def figure_of(row: Row, ctc: bool) -> tuple[str, Task] | None:

@@ -20,9 +20,10 @@ from soundwave.processing.messages_soundwave import ChatError
 from soundwave.training.arguments import check_best_metric, resolve_dtype, training_arguments
 from soundwave.training.batching import SHORTEST_S
 from soundwave.training.building import build_processor, build_skeleton, check_start
-from soundwave.training.checkpoints import refuse_old_checkpoints
+from soundwave.training.checkpoints import Beginning, beginning, deciding_settings, refuse_old_checkpoints
 from soundwave.training.data import load_rows, transcripts, with_audio
 from soundwave.training.freezing import freeze
+from soundwave.training.generating import AnswerCheck
 from soundwave.training.memory import POSITIONS_PER_SECOND, MicroBatch, Part, memory, parts_of
 from soundwave.training.quantization import check_installed
 from soundwave.training.stages import ConfigError, StageConfig
@@ -138,7 +139,9 @@ def make_plan(config: StageConfig) -> Plan:
     check_best_metric(
         config, with_audio(eval_rows) if eval_rows is not None and config.table.needs_audio else eval_rows
     )
+    AnswerCheck.from_config(config)
     draws = _streamed(config) if config.streaming else _drawn(config, args.world_size, model)
+    begin = beginning(config, deciding_settings(config, draws.rows))
     parts = parts_of(model, config.quantization)
     tokens = _tokens(draws.sample, processor, config.table.losses)
     batch = _largest_pass(config, draws.longest_s, tokens)
@@ -153,12 +156,13 @@ def make_plan(config: StageConfig) -> Plan:
         batch=batch,
         tokens={name: float(np.mean(counts)) for name, counts in tokens.items()},
         memory=memory(model, parts, batch, dtype != torch.float32, config.gradient_checkpointing),
-        notes=_notes(config, draws.tasks, dtype),
+        notes=_begun(begin) + _notes(config, draws.tasks, dtype),
     )
 
 
 @dataclass(frozen=True)
 class _Draws:
+    rows: Any
     tasks: dict[str, TaskRows]
     epochs: list[Epoch]
     epochs_in_all: float | None
@@ -192,6 +196,7 @@ def _drawn(config: StageConfig, devices: int, model: Any) -> _Draws:
     epochs_in_all = config.steps * config.global_batch / sampler.draws
     plans = (sampler.plan(number) for number in _shown(epochs_in_all))
     return _Draws(
+        rows=rows,
         tasks=tasks,
         epochs=[Epoch(p.epoch + 1, None if config.task_weights else p.temperature, p.probabilities) for p in plans],
         epochs_in_all=epochs_in_all,
@@ -206,8 +211,10 @@ def _streamed(config: StageConfig) -> _Draws:
     sampler = StreamedMixture.from_config(config)
     in_all = config.steps * config.global_batch / sum(config.stream_rows.values()) if config.stream_rows else None
     numbers = _shown(in_all or 1.0)
-    sample = list(itertools.islice(sampler.dataset(), SAMPLED_ROWS))
+    rows = sampler.dataset()
+    sample = list(itertools.islice(rows, SAMPLED_ROWS))
     return _Draws(
+        rows=rows,
         tasks={task: TaskRows(config.stream_rows.get(task), None) for task in sampler.streams},
         epochs=[
             Epoch(
@@ -263,6 +270,12 @@ def _largest_pass(config: StageConfig, longest_s: float, tokens: dict[str, list[
     rows = config.per_device_batch if most is None else max(1, round(most / max(longest_s, SHORTEST_S)))
     prompt, answer = (max(tokens.get(name, [0])) for name in ("of the prompt", "of the answer"))
     return MicroBatch(most or rows * longest_s, rows * (prompt + answer), rows * answer)
+
+
+def _begun(begin: Beginning) -> list[str]:
+    if begin.finished:
+        return [f"{begin.folder} holds the result of this run; nothing is left to train."]
+    return [f"goes on from {begin.folder}, after {begin.step:,} updates."] if begin.folder else []
 
 
 def _notes(config: StageConfig, tasks: dict[str, TaskRows], dtype: torch.dtype) -> list[str]:

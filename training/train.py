@@ -28,14 +28,7 @@ from soundwave.training.arguments import (
 from soundwave.training.augment import SpecAugment
 from soundwave.training.batching import LengthBatches, row_seconds
 from soundwave.training.building import build_model
-from soundwave.training.checkpoints import (
-    check_settings,
-    deciding_settings,
-    is_finished,
-    last_complete_checkpoint,
-    refuse_old_checkpoints,
-    write_whole,
-)
+from soundwave.training.checkpoints import beginning, deciding_settings, refuse_old_checkpoints, write_whole
 from soundwave.training.data import load_rows, recordings, with_audio
 from soundwave.training.encoder_cache import EncoderCache
 from soundwave.training.generating import AnswerCheck
@@ -86,18 +79,14 @@ def train_stage(config: StageConfig) -> SoundwaveTrainerMixin:
     if not config.resume:
         refuse_old_checkpoints(config.output_dir)
     trainer = make_trainer(config)
-    checkpoint = None
-    if config.resume:
-        if is_finished(config.output_dir, trainer.run_settings, config.steps):
-            logger.warning("%s holds the result of this run; nothing is left to train.", config.output_dir)
-            return trainer
-        checkpoint = last_complete_checkpoint(config.output_dir)
-        if checkpoint is not None:
-            check_settings(checkpoint, trainer.run_settings, config.steps)
+    begin = beginning(config, trainer.run_settings)
+    if begin.finished:
+        logger.warning("%s holds the result of this run; nothing is left to train.", config.output_dir)
+        return trainer
     if trainer.is_world_process_zero():  # at the end once more; until then it says where a run cut short belongs
         config.save(Path(config.output_dir) / CONFIG_FILE)
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=begin.folder)
     finally:  # an error's log is the one that is read; an empty one would hide that of the run before
         if trainer.is_world_process_zero() and trainer.state.log_history:
             trainer.write_log()
@@ -141,7 +130,7 @@ def make_trainer(config: StageConfig) -> SoundwaveTrainerMixin:
         trains=config.trains,
         max_skipped_fraction=config.max_skipped_fraction,
         max_nonfinite_in_row=config.max_nonfinite_in_row,
-        answer_check=_answer_check(config),
+        answer_check=AnswerCheck.from_config(config),
         callbacks=stopping_callbacks(config),
     )
     trainer.run_settings = deciding_settings(config, rows)
@@ -202,12 +191,6 @@ def make_batches(
             "leave max_seconds_per_batch out."
         )
     return LengthBatches(sampler, row_seconds(rows), config.max_seconds_per_batch, devices, config.steps)
-
-
-def _answer_check(config: StageConfig) -> AnswerCheck | None:
-    if not config.eval_data or not config.eval_generate_rows:
-        return None
-    return AnswerCheck(config.eval_generate_rows, config.eval_max_new_tokens)
 
 
 def _spec_augment(config: StageConfig) -> SpecAugment | None:
