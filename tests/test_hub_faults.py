@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from soundwave import SoundwaveForCTC, SoundwaveProcessor
 from soundwave.model_card.push_to_hub import LONGEST_WAIT_S, PushRefused, _bound_wait
-from soundwave.training.hub import BackgroundPush
+from soundwave.training.hub import SNAPSHOT, BackgroundPush
 from tests.local_hub import KINDS, Faults, LocalHub
 from tests.training_rows import write_rows
 
@@ -150,6 +150,7 @@ def test_a_hub_that_is_away_for_the_whole_run(encoder_folder, llm_folder, tmp_pa
     """It is said once that it is; the result is there, and one command pushes it when the Hub is back."""
     rows, output = write_rows(tmp_path / "data", written=0), tmp_path / "out"
     nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_local"}
+    (output / SNAPSHOT).mkdir(parents=True)  # a run was killed in the middle of a push
     with LocalHub(tmp_path / "hub") as hub:
         away = hub.environment("home") | nobody
         settings = ("steps=3", f"output_dir={output}", "hub_model_id=ours/align", "hub_patience_s=1")
@@ -160,6 +161,7 @@ def test_a_hub_that_is_away_for_the_whole_run(encoder_folder, llm_folder, tmp_pa
         assert re.search(r"push to ours/align failed \(Connect.*The training goes on; the next push tries", said[0])
         assert f"the result is in {output}, but not on the Hub." in said[1]
         assert f"soundwave push {output}" in said[1]
+        assert not (output / SNAPSHOT).exists()
         command = [sys.executable, "-m", "soundwave.apps.cli", "push", str(output)]
         pushed = subprocess.run(
             command, env=os.environ | hub.environment(), cwd=ROOT, capture_output=True, text=True, timeout=120

@@ -82,6 +82,7 @@ class HubMixin(Trainer):
         if not self.is_world_process_zero():
             return
         bound_requests()
+        shutil.rmtree(Path(self.args.output_dir) / SNAPSHOT, ignore_errors=True)  # what a killed run left
         # A line for each retry of each request; what comes of them is said once, by us.
         logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
         self.hub_model_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
