@@ -1,9 +1,7 @@
 """What the benchmarks share: paired timing, the clips, the result file, and plots of one style."""
 
 import json
-import os
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -55,7 +53,8 @@ def median(values: Sequence[float]) -> float:
 def peak_memory(function: Callable[[], object], device: str = "cpu") -> tuple[int, int]:
     """Bytes at the peak of one call: beyond what is held before it, and in all (of the process; on a GPU, of tensors).
 
-    On a CPU a process can be asked once: a peak never falls again.
+    On a CPU (Linux) the kernel's mark of the process, set back before the call. Not `ru_maxrss`: a new process begins
+    with that of the one that started it.
     """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -63,10 +62,17 @@ def peak_memory(function: Callable[[], object], device: str = "cpu") -> tuple[in
         function()
         peak = torch.cuda.max_memory_allocated()
     else:
-        before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM becomes VmRSS
+        before = process_peak()
         function()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = process_peak()
     return peak - before, peak
+
+
+def process_peak() -> int:
+    """Bytes of this process at its peak so far (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def in_child(script: str, *arguments: object) -> dict:

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -76,7 +75,7 @@ def measure(path: str, method: str, windows_per_batch: int) -> dict[str, float]:
     start = time.perf_counter()
     transcript = transcribe(path)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = common.process_peak()
     return {
         "audio_s": round(transcript.duration, 3),
         "seconds": round(seconds, 2),
