@@ -16,7 +16,9 @@ PACKAGES = {
     "soundwave.training": "training",
     "soundwave.training.tiny": "training/tiny",
     "soundwave.eval": "eval",
+    "soundwave.eval.benchmarks": "eval/benchmarks",
     "soundwave.eval.metrics": "eval/metrics",
+    "soundwave.eval.models": "eval/models",
     "soundwave.model_card": "model_card",
     "soundwave.apps": "apps",
     "soundwave.apps.server": "apps/server",
@@ -42,10 +44,10 @@ REQUIRED = [
     "tqdm>=4.66",
 ]
 
-EVAL = ["jiwer>=4.0"]
-TRAIN = [*EVAL, "matplotlib>=3.9", "tensorboard>=2.20"]  # live curves, the report's pictures, scored validation
+EVAL = ["jiwer>=4.0", "matplotlib>=3.9", "openai>=2.0", "sacrebleu>=2.6"]
+TRAIN = [*EVAL, "tensorboard>=2.20"]  # live curves, the report's pictures, scored validation
 # espeakng-loader carries espeak-ng (GPL-3.0): a tool of the tiny preset, never imported by the library.
-TINY = [*EVAL, "espeakng-loader>=0.2.4", "matplotlib>=3.9", "soxr>=1.0"]
+TINY = [*EVAL, "espeakng-loader>=0.2.4", "soxr>=1.0"]
 SERVE = ["transformers[serving]>=5.23", "python-multipart>=0.0.20"]
 QUANTIZE = ["torchao>=0.18"]  # int8 weights of the LLM
 QLORA = ["bitsandbytes>=0.46.1"]  # training over an LLM in 4 bit
@@ -75,6 +77,7 @@ setup(
     package_dir=PACKAGES,
     package_data={
         "soundwave.training": ["configs/**/*.yaml", "launch/*"],
+        "soundwave.eval": ["published.json"],
         "soundwave.eval.metrics": ["*/*.py"],
         "soundwave.model_card": ["*.md"],
         "soundwave.assets": ["tiny/*"],

@@ -19,6 +19,7 @@ import soundwave
 DELEGATED = {
     "train": ("soundwave.training.train", "run one training stage: align, shrink or instruct"),
     "evaluate": ("soundwave.eval.evaluate", "answer test sets and score the answers"),
+    "compare": ("soundwave.eval.compare", "results of several runs beside each other and the papers' figures"),
     "merge": ("soundwave.apps.merge", "write a stage as a standalone model, and its LLM alone"),
     "push": ("soundwave.apps.push", "push a run to the Hub, or finish a push that was cut short"),
     "card": ("soundwave.model_card.build_card", "write the model card of a saved stage"),
@@ -35,6 +36,7 @@ On several GPUs: accelerate launch -m soundwave.apps.cli transcribe ... --output
 # Packages that an installation may lack -> the extra that brings them.
 EXTRAS = {
     "jiwer": "eval",
+    "sacrebleu": "eval",
     "soxr": "tiny",
     "matplotlib": "tiny",
     "espeakng_loader": "tiny",
@@ -44,7 +46,11 @@ EXTRAS = {
     "python_multipart": "serve",
 }
 # Looked for before a command starts: the quickstart draws its pictures after minutes of training.
-NEEDS = {"evaluate": ("jiwer",), "quickstart": ("jiwer", "soxr", "matplotlib"), "serve": ("python_multipart",)}
+NEEDS = {
+    "evaluate": ("jiwer", "sacrebleu"),
+    "quickstart": ("jiwer", "soxr", "matplotlib"),
+    "serve": ("python_multipart",),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,6 +8,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+class OtherProcessError(ValueError):
+    """Another process failed at what they do together; it says why itself."""
+
+
 class Processes:
     """This process among those of a launcher; alone without one.
 
@@ -26,9 +30,31 @@ class Processes:
             self.rank, self.count = self._state.process_index, self._state.num_processes
             self.device = device if device == "cpu" else str(self._state.device)
 
+    def together(self, do: Callable[[], T]) -> T:
+        """What every process makes for itself. Where one fails all do: none waits for another that is gone.
+
+        Raises:
+            OtherProcessError: If only others failed.
+        """
+        if self._state is None:
+            return do()
+        from accelerate.utils import gather_object
+
+        made, problem = None, None
+        try:
+            made = do()
+        except Exception as error:  # whatever it is, the others must learn of it
+            problem = error
+        failed = [rank for rank, fails in enumerate(gather_object([problem is not None])) if fails]
+        if problem is not None:
+            raise problem
+        if failed:
+            raise OtherProcessError(f"process {failed[0]} of {self.count} failed; it says why")
+        return made  # type: ignore[return-value]
+
     def share(self, make: Callable[[], T]) -> T:
-        """What the first process makes, in all of them."""
-        made: list[Any] = [make() if self.rank == 0 else None]
+        """What the first process makes, in all of them; errors as in `together`."""
+        made: list[Any] = [self.together(lambda: make() if self.rank == 0 else None)]
         if self._state is not None:
             from accelerate.utils import broadcast_object_list
 

@@ -1,7 +1,8 @@
 """A run to the Hub: `soundwave push RUN`, after a training whose Hub was away, or at any time.
 
 The exit code is 0 when the Hub holds the run, also when it held it before. The push is one commit; a push that was cut
-short is completed by the same command, without sending again what has arrived.
+short is completed by the same command, without sending again what has arrived. Before it, everything is checked that
+a reader relies on (`model_card.checks`); a check that fails names the file and the remedy, and uploads nothing.
 """
 
 import argparse
@@ -11,12 +12,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import yaml
 from safetensors import SafetensorError, safe_open
 
-from soundwave.model_card.build_card import STAGE_CONFIG, build_card, check_name, llama_version
+from soundwave.model_card.build_card import CARD, is_free, write_card
+from soundwave.model_card.checks import check_stage
+from soundwave.model_card.licences import check_name, llama_version
+from soundwave.model_card.lineage import read_stage_settings
 from soundwave.model_card.push_to_hub import gather, push_stage
 from soundwave.training.checkpoints import MANIFEST, checkpoints, last_complete_checkpoint
 
@@ -24,24 +26,33 @@ PATIENCE_S = 120.0  # seconds within which a failed push is tried again
 NEEDED = ("config.json", "processor_config.json")
 
 
-def push(run: str | Path, to: str | None = None, revision: str | None = None, private: bool | None = None) -> str:
+def push(
+    run: str | Path,
+    to: str | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+    check: bool = True,
+) -> str:
     """Push a run and return the commit's address: its result or, of a run cut short, its last complete checkpoint.
 
-    A folder without a README.md gets a model card.
+    The model card is written from the run's files as they are now; a README.md of somebody's own is kept, and checked
+    like ours.
 
     Args:
         run: the `output_dir` of a training.
         to: repository; `None` = the run's `hub_model_id`.
         revision: branch; `None` = the run's `hub_revision` if `to` is the run's, else main.
         private: of a repository that is made; `None` = as the run's `hub_private` says.
+        check: whether to load it in a process without this package first; the other checks are always made.
 
     Raises:
+        CheckFailed: when it must not be published as it is.
         ValueError: when there is nothing to push, no place to push it to, or a name that a licence forbids.
         PushError: see `push_stage`.
     """
     run = Path(run)
     with _publishable(run) as folder:
-        settings = _settings(folder) or _settings(run)
+        settings = read_stage_settings(folder) or read_stage_settings(run)
         recorded = settings.get("hub_model_id")
         repo_id = to or recorded
         if repo_id is None:
@@ -50,9 +61,10 @@ def push(run: str | Path, to: str | None = None, revision: str | None = None, pr
             revision = settings.get("hub_revision")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         check_name(repo_id.rsplit("/", 1)[-1], llama_version(config))
-        card = folder / "README.md"
-        if not card.exists():
-            card.write_text(build_card(folder, repo_id), encoding="utf-8")
+        if is_free(folder / CARD):
+            write_card(folder, repo_id)
+        for remark in check_stage(folder, repo_id, load=check):
+            print(f"soundwave push: {remark}", file=sys.stderr)
         return push_stage(
             folder,
             repo_id,
@@ -105,11 +117,6 @@ def what_is_missing(folder: Path) -> str | None:
     return None
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / STAGE_CONFIG
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; `argv` without the program's name."""
     parser = argparse.ArgumentParser(
@@ -120,8 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", metavar="REPO", help="repository (default: the run's hub_model_id)")
     parser.add_argument("--revision", metavar="BRANCH", help="branch, made if need be (default: the run's, else main)")
     parser.add_argument("--private", action="store_true", default=None, help="if the repository has to be made")
+    parser.add_argument(
+        "--no-check", action="store_true", help="do not load it in a process of its own first; files are still checked"
+    )
     arguments = parser.parse_args(argv)
-    print(f"pushed: {push(arguments.run, arguments.to, arguments.revision, arguments.private)}")
+    address = push(arguments.run, arguments.to, arguments.revision, arguments.private, not arguments.no_check)
+    print(f"pushed: {address}")
     return 0
 
 

@@ -24,9 +24,10 @@ from transformers.utils import logging
 from soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveProcessor
 from soundwave.apps.pictures import look_inside
 from soundwave.apps.report import StageSummary, print_summary, write_report
-from soundwave.eval.evaluate import evaluate_files
 from soundwave.eval.results import TaskResult
-from soundwave.model_card.build_card import CardFacts, build_card, data_summary
+from soundwave.eval.rows import evaluate_files
+from soundwave.model_card.build_card import write_card
+from soundwave.model_card.facts import CardFacts, data_summary
 from soundwave.model_card.push_to_hub import PushError, push_stage
 from soundwave.training.checkpoints import LOG
 from soundwave.training.data import load_rows
@@ -208,7 +209,7 @@ class Quickstart:
             llm=LLM,
             license=data_license(self.facts.get("licences", {})),
         ).save(folder)
-        (folder / "README.md").write_text(build_card(folder, self.repository(stage)), encoding="utf-8")
+        write_card(folder, self.repository(stage))
         if self.organisation:
             try:
                 push_stage(folder, self.repository(stage), patience_s=PUSH_PATIENCE_S)

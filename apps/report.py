@@ -15,7 +15,7 @@ from typing import Any
 from soundwave.apps.pictures import Utterance, draw_utterance
 from soundwave.eval.results import read_answers, read_results
 from soundwave.eval.scoring import METRICS
-from soundwave.eval.tasks import LOWER_IS_BETTER, METRIC_TITLES, TASKS
+from soundwave.eval.tasks import TASKS
 from soundwave.training.curves import draw_curves
 from soundwave.training.report import duration, markdown_table
 
@@ -64,11 +64,9 @@ def results_table(stages: Sequence[StageSummary]) -> tuple[list[str], list[list[
         found = [e if e is not None and e["metric"] == metric else None for e in found]
         entry = next(e for e in reversed(found) if e is not None)
         cells = [percent(e) + (f", {e['failures']} failed" if e["failures"] else "") if e else "" for e in found]
-        arrow = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
+        arrow = "lower is better" if METRICS[metric].lower_is_better else "higher is better"
         title = TASKS[entry["task"]].title if entry["task"] in TASKS else entry["task"]
-        rows.append(
-            [f"{title} ({name})", f"{METRIC_TITLES.get(metric, metric)}, {arrow}", str(entry["count"]), *cells]
-        )
+        rows.append([f"{title} ({name})", f"{METRICS[metric].title}, {arrow}", str(entry["count"]), *cells])
     return ["Test set", "Metric", "Items", *(stage.title for stage, _ in evaluated)], rows
 
 
@@ -192,8 +190,9 @@ def copy_samples(out_dir: Path, answers_folder: str | os.PathLike[str], per_set:
 
 
 def _is_right(entry: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-    counted, total = METRICS[entry["metric"]](row["reference"], row["answer"], entry["settings"]["normalizer"])
-    return counted == 0 if entry["metric"] in LOWER_IS_BETTER else counted == total
+    metric = METRICS[entry["metric"]]
+    counted, total = metric.statistics(row, entry["settings"])[:2]
+    return counted == 0 if metric.lower_is_better else counted == total
 
 
 def _file_name(text: str) -> str:

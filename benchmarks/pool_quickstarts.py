@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from soundwave.eval.results import pool, read_results
-from soundwave.eval.tasks import METRIC_TITLES
+from soundwave.eval.scoring import METRICS
 
 RESULTS = Path(__file__).parent / "results"
 STAGES = {
@@ -71,7 +71,7 @@ def table(results: dict) -> str:
             continue
         metric = next(entry["metric"] for entry in found if entry)
         cells = [f"{100 * entry['value']:.1f} %" if entry else "" for entry in found]
-        lines.append(f"| {title} ({METRIC_TITLES[metric]}) | " + " | ".join(cells) + " |")
+        lines.append(f"| {title} ({METRICS[metric].title}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

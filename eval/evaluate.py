@@ -1,364 +1,298 @@
-"""Run a model over rows and score its answers.
+"""Run models over benchmarks and score their answers: `soundwave evaluate`.
 
-    python -m soundwave.eval.evaluate --model M --data test/*.jsonl --output DIR
+    soundwave evaluate --list
+    soundwave evaluate --model M --tasks librispeech_clean,meld --source meld=data/MELD.Raw --output DIR
+    soundwave evaluate --model M --data test/*.jsonl --output DIR
+    accelerate launch -m soundwave.apps.cli evaluate --model M --tasks librispeech_clean --output DIR
 
-``evaluate_rows`` asks the model (greedy generation); ``evaluate_ctc`` reads its CTC head, all that stage I has.
-Items go through in batches of similar length; every batch's answers are on disk before the next one starts. An item
-that fails (a missing file, a broken recording) is counted and named, and stands in no figure.
+The same command goes on where a run was interrupted. What computes is imported when it is needed.
 """
 
 import argparse
-import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from tqdm.auto import tqdm
+from soundwave.eval.benchmarks import BENCHMARKS, Benchmark, get_benchmark
+from soundwave.eval.efficiency import EFFICIENCY, Efficiency, get_efficiency
 
-from soundwave.eval import results
-from soundwave.eval.results import TaskResult
-from soundwave.eval.tasks import CTC, Task, get_task, reference_of
-from soundwave.training.data import load_rows, recordings
-from soundwave.training.encoder_cache import EncoderCache
-
-Row = dict[str, Any]
-#: A batch of rows in, one answer per row out.
-Answerer = Callable[[list[Row]], list[str]]
+if TYPE_CHECKING:
+    from soundwave.eval.items import Item
+    from soundwave.eval.judge import Judge
+    from soundwave.eval.results import TaskResult
+    from soundwave.eval.runner import Runner
 
 
-def evaluate_rows(
-    model: Any,
-    processor: Any,
-    rows: Sequence[Row],
-    task: str | Task,
-    *,
-    name: str | None = None,
-    output_dir: str | os.PathLike[str] | None = None,
-    batch_size: int = 50,
-    encoder_cache: EncoderCache | None = None,
-    max_new_tokens: int | None = None,
-    normalizer: str | None = None,
-    dataset: dict[str, Any] | None = None,
-    model_name: str | None = None,
-    revision: str | None = None,
-    command: str | None = None,
-    progress: bool = True,
-) -> TaskResult:
-    """Answers of a model to rows, scored.
+@dataclass
+class TestSet:
+    """What one entry of ``results.json`` is made from."""
 
-    Args:
-        model: ``SoundwaveForConditionalGeneration``; ``SoundwaveForCTC`` will do for task ``"ctc"``, and any causal LM
-            for rows without audio.
-        processor: Its ``SoundwaveProcessor``.
-        rows: Evaluation rows, all of one task (``training.data.load_rows``, or dicts of the same fields).
-        task: Name in ``tasks.TASKS``, or a task of your own.
-        name: Of this test set in the files; the task's name if not given.
-        output_dir: Where ``answers.jsonl`` and ``results.json`` go; ``None`` writes nothing.
-        batch_size: Rows per batch.
-        encoder_cache: Features of the frozen encoder, as training keeps them; ``None`` runs the encoder.
-        max_new_tokens: Bound of an answer's length; the task's own if not given.
-        normalizer: Of the texts before scoring; the task's own if not given.
-        dataset: ``{"name", "revision", "rows"}``; without it, the name and the hash of the rows.
-        model_name: For the files; the model's class if not given.
-        revision: Hub commit of the model; the hash of its weights if not given.
-        command: What was run; the process's command line if not given.
-        progress: Show a bar.
+    __test__ = False  # for pytest: no test in spite of its name
 
-    Raises:
-        ValueError: If there are no rows, or not one of them could be answered.
-    """
-    task = get_task(task)
-    answer, decoding = (ctc_answerer if task.name == CTC else llm_answerer)(
-        model, processor, encoder_cache, max_new_tokens or task.max_new_tokens
+    name: str
+    benchmark: Benchmark
+    items: "list[Item]"
+    dataset: dict[str, Any]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = argparse.ArgumentParser(
+        prog="soundwave evaluate",
+        description="Answers and scores of a model. The same command goes on where a run was interrupted.",
     )
-    name = name or task.name
-    if not rows:
-        raise ValueError(f"test set {name!r} has no rows; give at least one")
-    about = {
-        "name": name,
-        "task": task.name,
-        "metric": task.metric,
-        "settings": results.metric_settings(normalizer or task.normalizer),
-        "dataset": dataset or results.describe_dataset(name, rows),
-        "model": results.describe_model(model, model_name, revision),
-        "decoding": decoding | {"batch_size": batch_size},
-        "command": command or results.command_line(),
-    }
-    return _run(model, rows, task, answer, about, output_dir, batch_size, progress)
-
-
-def evaluate_ctc(model: Any, processor: Any, rows: Sequence[Row], **options: Any) -> TaskResult:
-    """Greedy transcripts of the CTC head against the rows' transcripts.
-
-    Args:
-        model: ``SoundwaveForCTC``, or a whole model: it has the same head.
-        processor: Its ``SoundwaveProcessor``.
-        rows: Rows with recordings and transcripts.
-        options: As in ``evaluate_rows``.
-    """
-    return evaluate_rows(model, processor, rows, CTC, **options)
-
-
-def evaluate_files(
-    model: Any, processor: Any, files: Sequence[str | os.PathLike[str]], *, limit: int | None = None, **options: Any
-) -> list[TaskResult]:
-    """Evaluate files of rows, each a test set called by its file name, by the task that its rows name.
-
-    Args:
-        model: A whole model; a ``SoundwaveForCTC`` gives its greedy transcripts of every file that has transcripts.
-        processor: Its ``SoundwaveProcessor``.
-        files: Anything ``training.data.load_rows`` takes that has a file name.
-        limit: At most so many rows of each.
-        options: As in ``evaluate_rows``.
-
-    Raises:
-        ValueError: If the rows of a file are of several tasks, or two files have one name.
-    """
-    names = [Path(file).stem for file in files]
-    if twice := ", ".join(sorted({name for name in names if names.count(name) > 1})):
-        raise ValueError(f"several files are called {twice}; a test set goes by its file's name: rename one")
-    done = []
-    for file in files:
-        rows = list(load_rows(os.fspath(file)))[:limit]
-        tasks = sorted({row["task"] for row in rows})
-        if len(tasks) != 1:
-            raise ValueError(f"{file} holds rows of the tasks {', '.join(tasks)}; give one file per task")
-        if not hasattr(model, "generate"):
-            rows = [row for row in rows if row["transcript"] is not None]
-            if not rows:
-                continue
-            tasks = [CTC]
-        done.append(evaluate_rows(model, processor, rows, tasks[0], name=Path(file).stem, **options))
-    return done
-
-
-def llm_answerer(
-    model: Any,
-    processor: Any,
-    encoder_cache: EncoderCache | None,
-    max_new_tokens: int,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> tuple[Answerer, dict[str, Any]]:
-    """Greedy answers of a model to batches of rows, and the settings for the files.
-
-    ``autocast`` is entered for the model alone, whose parts may be of several types: log-mel features need float32.
-    """
-
-    def answer(batch: list[Row]) -> list[str]:
-        inputs = generation_inputs(model, processor, batch, encoder_cache)
-        with autocast():
-            ids = model.generate(
-                **inputs,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=processor.tokenizer.pad_token_id,
-            )
-        return _texts(processor, ids[:, inputs["input_ids"].shape[1] :])
-
-    return answer, {"strategy": "greedy", "max_new_tokens": max_new_tokens}
-
-
-def ctc_answerer(
-    model: Any,
-    processor: Any,
-    encoder_cache: EncoderCache | None,
-    max_new_tokens: int,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> tuple[Answerer, dict[str, Any]]:
-    """Greedy transcripts of the CTC head in the place of answers, and the settings for the files."""
-    del max_new_tokens  # a transcript is as long as its recording
-
-    def answer(batch: list[Row]) -> list[str]:
-        inputs = audio_inputs(model, processor, batch, encoder_cache)
-        with autocast():
-            transcripts = iter(_texts(processor, model.transcribe_ids(**inputs)))
-        # Several recordings of one row make one text, like their parallel transcripts (`reference_of`).
-        return [" ".join(next(transcripts) for _ in recordings(row)) for row in batch]
-
-    return answer, {"strategy": "greedy CTC"}
-
-
-def _run(
-    model: Any,
-    rows: Sequence[Row],
-    task: Task,
-    answer: Answerer,
-    about: dict[str, Any],
-    output_dir: str | os.PathLike[str] | None,
-    batch_size: int,
-    progress: bool,
-) -> TaskResult:
-    started = time.perf_counter()
-    log = results.AnswerLog(output_dir, about["name"]) if output_dir is not None else None
-    answers: list[Row] = []
-    bar = tqdm(total=len(rows), desc=about["name"], unit="item", disable=not progress, leave=False)
-    training = model.training
-    model.eval()
-    try:
-        for batch in length_sorted_batches(rows, batch_size):
-            done = [
-                _answer_row(row, task, about, text, error, output_dir)
-                for row, text, error in answer_safely(answer, batch)
-            ]
-            answers += done
-            if log is not None:
-                log.append(done)
-            bar.update(len(batch))
-    finally:
-        bar.close()
-        model.train(training)
-    headline, also = results.score_answers(answers, task.metric, task.also, about["settings"])
-    failed = [row for row in answers if row["error"] is not None]
-    result = TaskResult(
-        **about,
-        value=headline.value,
-        interval=headline.interval,
-        count=headline.count,
-        failures=len(failed),
-        failed={row["id"]: row["error"] for row in failed},
-        also=also,
-        seconds=round(time.perf_counter() - started, 2),
-        answers=answers,
-        **results.environment(),
+    parser.add_argument("--list", action="store_true", help="show the tasks: size, metric, licence, where the data is")
+    parser.add_argument("--model", metavar="M", help="folder or Hub id; with --endpoint, the model's name there")
+    parser.add_argument("--output", metavar="DIR", help="folder of answers.jsonl and results.json")
+    what = parser.add_argument_group("what is asked")
+    what.add_argument(
+        "--tasks", type=_names, default=[], metavar="A,B", help="names of --list; NAME@REVISION pins the data"
     )
-    if output_dir is not None:
-        results.save_result(output_dir, result)
-    return result
+    what.add_argument(
+        "--source",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a task's data in its published layout (default: the Hub)",
+    )
+    what.add_argument("--data", nargs="+", default=[], metavar="FILE", help="rows as for training, one task per file")
+    what.add_argument("--prompt", metavar="TEXT", help="ask the tasks in these words in place of their own")
+    what.add_argument("--limit", type=_positive, metavar="N", help="a fixed sample of N items of each, of all groups")
+    who = parser.add_argument_group("who is asked")
+    who.add_argument("--revision", metavar="R", help="commit, tag or branch of the model on the Hub")
+    who.add_argument("--llm", metavar="L", help="text LLM that is given what --model, a speech recogniser, hears")
+    who.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible server of the model (with --llm: of that)")
+    who.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest answer (default: the task's)")
+    who.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="items per batch (default: 16)")
+    who.add_argument("--device", default="auto", metavar="D", help="cpu, cuda or cuda:N (default: a GPU if any)")
+    who.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="precision")
+    who.add_argument("--trust-remote-code", action="store_true", help="run code that the model's repository brings")
+    judge = parser.add_argument_group("who judges, where a task needs it")
+    judge.add_argument("--judge", metavar="MODEL", help="name of the judge at its endpoint")
+    judge.add_argument("--judge-endpoint", metavar="URL", help="OpenAI-compatible server of the judge")
+    judge.add_argument(
+        "--judge-as-published", action="store_true", help="sample the judge as the benchmark did (default: greedily)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start anew where DIR has answers already")
+    parser.add_argument(
+        "--stop-after",
+        type=_positive,
+        default=20,
+        metavar="N",
+        help="failures in a row of one kind (default: 20)",
+    )
+    return parser
 
 
-@torch.inference_mode()
-def answer_safely(answer: Answerer, batch: list[Row]) -> Iterator[tuple[Row, str | None, str | None]]:
-    """(row, answer, error) of a batch. If the batch fails, its rows go one by one, so that the broken one is named."""
-    try:
-        texts = answer(batch)
-    except Exception as error:  # decoders and models raise whatever they like; nothing is lost, it is in the files
-        if len(batch) == 1:
-            yield batch[0], None, f"{type(error).__name__}: {error}"
-            return
-        for row in batch:
-            yield from answer_safely(answer, [row])
-        return
-    for row, text in zip(batch, texts, strict=True):
-        yield row, text, None
+def _names(text: str) -> list[str]:
+    return [name for name in text.replace(",", " ").split() if name]
 
 
-def _answer_row(
-    row: Row,
-    task: Task,
-    about: dict[str, Any],
-    text: str | None,
-    error: str | None,
-    output_dir: str | os.PathLike[str] | None,
-) -> Row:
-    reference = None
-    try:
-        reference = reference_of(row, task)
-    except ValueError as missing:
-        error = error or str(missing)
-    paths = [clip["path"] for clip in recordings(row) if clip.get("path")]
-    for path in paths:  # a decoder names the file that it cannot read
-        error = error and error.replace(path, Path(path).name)
-    return {
-        "name": about["name"],
-        "task": task.name,
-        "id": str(row["id"]),
-        "instruction": row.get("instruction"),
-        "reference": reference,
-        "answer": text,
-        "error": error,
-        "audio": [results.portable_path(path, output_dir or ".") for path in paths],
-        "duration_s": row.get("duration_s"),
-        "source": row.get("source"),
-    }
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {value}")
+    return value
 
 
-def length_sorted_batches(rows: Sequence[Row], batch_size: int) -> list[list[Row]]:
-    """Batches of rows of similar length, the longest first (too large a batch then fails at once, not at the end)."""
-
-    def length(row: Row) -> tuple[float, int]:
-        return row.get("duration_s") or 0.0, len(row.get("instruction") or "")
-
-    ordered = sorted(rows, key=length, reverse=True)
-    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
-
-
-def generation_inputs(
-    model: Any, processor: Any, rows: Sequence[Row], encoder_cache: EncoderCache | None = None
-) -> dict[str, Any]:
-    """Prompts (B, N), padded on the left, and the recordings of a batch, as ``generate`` takes them."""
-    prompts = [processor.prompt_ids(processor.example_messages(row)) for row in rows]
-    length = max(len(ids) for ids in prompts)
-    input_ids = torch.full((len(rows), length), processor.tokenizer.pad_token_id)  # (B, N)
-    attention_mask = torch.zeros_like(input_ids)
-    for i, ids in enumerate(prompts):
-        input_ids[i, length - len(ids) :] = torch.tensor(ids)
-        attention_mask[i, length - len(ids) :] = 1
-    inputs = {"input_ids": input_ids.to(model.device), "attention_mask": attention_mask.to(model.device)}
-    return inputs | audio_inputs(model, processor, rows, encoder_cache)
-
-
-def audio_inputs(
-    model: Any, processor: Any, rows: Sequence[Row], encoder_cache: EncoderCache | None = None
-) -> dict[str, Any]:
-    """The recordings of a batch on the model's device; empty for rows without audio."""
-    clips = [clip for row in rows for clip in recordings(row)]
-    if not clips:
-        return {}
-    if encoder_cache is not None:
-        inputs = encoder_cache.batch(clips)
-    else:
-        inputs = processor.audio_features([processor.load_audio(clip) for clip in clips])
-    return {
-        key: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for key, value in inputs.items()
-    }
-
-
-def _texts(processor: Any, ids: Any) -> list[str]:
-    texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return [text.strip() for text in texts]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Evaluate a saved model on files of rows. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="soundwave evaluate", description="Answers and scores of a model.")
-    parser.add_argument("--model", required=True, help="folder or Hub id of a saved stage")
-    parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="rows, one task per file")
-    parser.add_argument("--output", required=True, help=f"folder of {results.ANSWERS_FILE} and {results.RESULTS_FILE}")
-    parser.add_argument("--batch-size", type=int, default=50)
-    parser.add_argument("--limit", type=int, help="at most so many rows of each file")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate a model. Returns the exit code: 1 if a test set could not be scored."""
+    parser = build_parser()
     arguments = parser.parse_args(argv)
+    if arguments.list:
+        sys.stdout.write(task_table())
+        return 0
+    if missing := [f"--{name}" for name in ("model", "output") if getattr(arguments, name) is None]:
+        parser.error(f"{' and '.join(missing)} missing (--list shows the tasks)")
+    if not arguments.tasks and not arguments.data:
+        parser.error("nothing to ask: give --tasks or --data (--list shows the tasks)")
+    sources = named_folders(arguments.source, arguments.tasks)
+    tasks = [_chosen(name, arguments.prompt) for name in arguments.tasks]
+    return _evaluate(arguments, tasks, sources)
 
-    from soundwave import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveForCTC, SoundwaveProcessor
 
-    config = SoundwaveConfig.from_pretrained(arguments.model)
-    kind = SoundwaveForCTC if config.architectures == ["SoundwaveForCTC"] else SoundwaveForConditionalGeneration
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32  # bf16 is several times slower on a CPU
-    model = kind.from_pretrained(arguments.model, dtype=dtype).to(device)
-    processor = SoundwaveProcessor.from_pretrained(arguments.model)
-    done = evaluate_files(
-        model,
-        processor,
-        arguments.data,
-        limit=arguments.limit,
-        output_dir=arguments.output,
-        batch_size=arguments.batch_size,
-        model_name=Path(arguments.model).name if Path(arguments.model).is_dir() else arguments.model,
-        revision=getattr(config, "_commit_hash", None),
+def task_table() -> str:
+    """A line per task: name, items, metric, licence, where the data is."""
+    rows = [("TASK", "ITEMS", "METRIC", "LICENCE", "DATA")]
+    for benchmark in (*BENCHMARKS.values(), *EFFICIENCY.values()):
+        data = benchmark.hub_id or f"--source {benchmark.name}=FOLDER"
+        where = f"{data} ({benchmark.homepage})" if benchmark.homepage else data
+        metric = benchmark.metric + (", judged" if benchmark.judged else "")
+        rows.append((benchmark.name, str(benchmark.size or "?"), metric, benchmark.licence or "not confirmed", where))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(lines) + "\n"
+
+
+def named_folders(given: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
+    """``NAME=FOLDER`` of tasks that are asked.
+
+    Raises:
+        ValueError: For a text of another form, or a name that is not among the tasks.
+    """
+    folders = {}
+    for text in given:
+        name, separator, folder = text.partition("=")
+        if not separator or not folder:
+            raise ValueError(f"--source {text}: expected NAME=FOLDER")
+        if name not in [task.partition("@")[0] for task in tasks]:
+            raise ValueError(f"--source {text}: {name} is not among --tasks {','.join(tasks)}")
+        folders[name] = folder
+    return folders
+
+
+def _chosen(name: str, prompt: str | None) -> tuple[Benchmark, str | None]:
+    """A benchmark and the revision of its data."""
+    name, _, revision = name.partition("@")
+    benchmark = get_efficiency(name) or get_benchmark(name)
+    return (benchmark if prompt is None else benchmark.with_instruction(prompt)), revision or None
+
+
+def _evaluate(
+    arguments: argparse.Namespace, tasks: Sequence[tuple[Benchmark, str | None]], sources: dict[str, str]
+) -> int:
+    from soundwave.apps.loading import resolve_device
+    from soundwave.apps.processes import Processes
+    from soundwave.eval.models import load_model
+    from soundwave.eval.runner import Runner
+
+    device, _ = resolve_device(*(None if given == "auto" else given for given in (arguments.device, arguments.dtype)))
+    processes = Processes(device)
+    if processes.rank > 0:  # the first one fetches what is not on the disk yet
+        processes.wait()
+    # Before the model: what is missing is known in seconds.
+    sets = [_load(*task, sources.get(task[0].name)) for task in tasks] + _files(arguments.data)
+    if processes.rank == 0:
+        processes.wait()
+    _check_names(sets)
+    judge = _judge(arguments) if any(each.benchmark.judged for each in sets) else None
+    model = load_model(
+        arguments.model,
+        llm=arguments.llm,
+        endpoint=arguments.endpoint,
+        device=processes.device,
+        dtype=arguments.dtype,
+        revision=arguments.revision,
+        trust_remote_code=arguments.trust_remote_code,
     )
-    for result in done:
-        low, high = result.interval
-        sys.stdout.write(
-            f"{result.name}: {result.metric} {100 * result.value:.1f}% ({100 * low:.1f} to {100 * high:.1f}), "
-            f"{result.count} items, {result.failures} failed\n"
-        )
-    return 0
+    runner = Runner(
+        model,
+        arguments.output,
+        arguments.batch_size,
+        arguments.max_new_tokens,
+        arguments.limit,
+        judge,
+        arguments.overwrite,
+        arguments.stop_after,
+        processes=processes,
+    )
+    whole = model.decoding["strategy"] != "greedy CTC"
+    scored = [_run(runner, each if whole else _transcripts_of(each)) for each in sets]
+    processes.leave()
+    return int(not all(scored))
+
+
+def _load(benchmark: Benchmark, revision: str | None, source: str | None) -> TestSet:
+    if source is not None:
+        dataset = {"name": benchmark.hub_id or benchmark.name}
+        return TestSet(benchmark.name, benchmark, benchmark.load(source, revision), dataset)
+    commit = _commit(benchmark.hub_id, revision) if benchmark.hub_id else None
+    dataset = {"name": benchmark.hub_id or benchmark.name, **({"revision": commit} if commit else {})}
+    return TestSet(benchmark.name, benchmark, benchmark.load(revision=commit or revision), dataset)
+
+
+def _commit(hub_id: str, revision: str | None) -> str | None:
+    """The commit that a data set on the Hub is read at; ``None`` without a connection: the items' hash names it."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(hub_id, revision=revision).sha
+    except Exception:  # offline, or unreachable in one of many ways; whether the data is there, loading it will tell
+        return None
+
+
+def _files(files: Sequence[str]) -> list[TestSet]:
+    if not files:
+        return []
+    from soundwave.eval.rows import RowsBenchmark, names_of
+
+    benchmarks = [RowsBenchmark.from_file(file) for file in files]
+    named = zip(names_of(files), benchmarks, strict=True)
+    return [TestSet(name, benchmark, benchmark.load(), {"name": name}) for name, benchmark in named]
+
+
+def _check_names(sets: Sequence[TestSet]) -> None:
+    names = [each.name for each in sets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"several test sets are called {', '.join(twice)}; one would take the place of the other")
+
+
+def _transcripts_of(test_set: TestSet) -> TestSet:
+    """What a CTC head alone can be asked of a file: its transcripts; another task is what it is.
+
+    Raises:
+        ValueError: If the file has none.
+    """
+    from soundwave.eval.rows import RowsBenchmark
+
+    if not isinstance(test_set.benchmark, RowsBenchmark):
+        return test_set
+    spoken = test_set.benchmark.transcripts_only()
+    if spoken is None:
+        raise ValueError(f"{test_set.name} has no transcripts, and a model of stage I answers with nothing else")
+    return TestSet(test_set.name, spoken, spoken.load(), test_set.dataset)
+
+
+def _judge(arguments: argparse.Namespace) -> "Judge | None":
+    if arguments.judge is None:
+        return None
+    from soundwave.eval.judge import Judge
+
+    cache = Path(arguments.output) / "judge_replies"
+    return Judge(arguments.judge, cache, arguments.judge_endpoint, official=arguments.judge_as_published)
+
+
+def _run(runner: "Runner", test_set: TestSet) -> bool:
+    """Ask and score a test set, and say what came out; whether it has a figure. The others go on without it."""
+    from soundwave.apps.processes import OtherProcessError
+    from soundwave.eval.models.base import ModelUnavailableError
+
+    try:
+        if isinstance(test_set.benchmark, Efficiency):
+            result = test_set.benchmark.run(runner, test_set.items, test_set.dataset)
+        else:
+            result = runner.run(test_set.benchmark, test_set.items, test_set.name, test_set.dataset)
+    except ModelUnavailableError:
+        raise
+    except OtherProcessError:
+        return False
+    except ValueError as error:
+        sys.stderr.write(f"soundwave evaluate: {test_set.name}: {error}\n")
+        return False
+    if result is not None and runner.processes.rank == 0:
+        sys.stdout.write(summary(result))
+        sys.stdout.flush()
+    return result is not None
+
+
+def summary(result: "TaskResult") -> str:
+    """The figures of a test set in a line, and one for each of its areas."""
+    from soundwave.eval.scoring import format_figure
+
+    def figure(value: float | None, interval: Sequence[float] | None) -> str:
+        ends = "" if interval is None else f" ({' to '.join(format_figure(result.metric, end) for end in interval)})"
+        return format_figure(result.metric, value) + ends
+
+    counts = [f"{result.count} items", f"{result.failures} failed"]
+    if result.cut:
+        counts.append(f"{result.cut} cut at {result.decoding['max_new_tokens']} tokens (--max-new-tokens)")
+    counts += [f"{key}: {value}" for key, value in result.notes.items()]
+    lines = [f"{result.name}: {result.metric} {figure(result.value, result.interval)}, {', '.join(counts)}"]
+    lines += [f"  {name}: {figure(area['value'], area['interval'])}" for name, area in result.areas.items()]
+    return "".join(f"{line}\n" for line in lines)
 
 
 if __name__ == "__main__":

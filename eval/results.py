@@ -1,34 +1,38 @@
 """The files of an evaluation: ``answers.jsonl`` (every answer as it came) and ``results.json`` (what follows from it).
 
 ``results.json`` is ``{"results": [...]}`` with one self-contained entry per test set, so that entries of several runs
-can be laid side by side. Every figure in it can be computed again from ``answers.jsonl``: ``rescore`` does so.
+can be laid side by side. Every figure in it can be computed again from ``answers.jsonl``, and ``judgements.jsonl``
+where a judge read the answers: ``rescore`` does so.
 """
 
-import hashlib
 import json
 import os
-import platform
-import re
-import shlex
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
+from soundwave.eval.benchmarks import BENCHMARKS
+from soundwave.eval.counting import SETTINGS
+from soundwave.eval.logs import (
+    ANSWERS_FILE,
+    JUDGEMENTS_FILE,
+    AnswerLog,
+    JudgementLog,
+    read_answers,
+    read_judgements,
+    replace_file,
+)
+from soundwave.eval.provenance import (
+    command_line,
+    describe_model,
+    environment,
+    portable_path,
+)
+from soundwave.eval.scoring import CONFIDENCE, RESAMPLES, Figures, score_rows
 
-from soundwave import __version__
-from soundwave.training.data import recordings
-
-if TYPE_CHECKING:  # scoring needs jiwer, an extra; folders without figures are read without it
-    from soundwave.eval.scoring import Score
-
+Row = dict[str, Any]
 RESULTS_FILE = "results.json"
-ANSWERS_FILE = "answers.jsonl"
-PACKAGES = ("torch", "transformers", "tokenizers", "peft", "jiwer", "numpy")
 
 
 @dataclass
@@ -37,23 +41,32 @@ class TaskResult:
 
     Attributes:
         name: Of the test set, unique within ``results.json``.
-        task: Name of the task (``tasks.TASKS``).
+        task: Name of the task (``tasks.TASKS``) or benchmark.
         dataset: ``name``, ``revision`` (Hub commit, or the hash of the rows), ``rows``.
         metric: Headline metric.
-        settings: Of the metric: normaliser, bootstrap, what happens to failed items.
-        value: Headline figure over all answered items.
-        interval: Its bootstrap interval.
+        settings: Of the metric: normaliser, bootstrap, averaging, what happens to failed items (``metric_settings``).
+        value: Headline figure over all answered items; ``None`` if it is undefined (``scoring.Figures``).
+        interval: Its bootstrap interval; ``None`` with ``value``.
         count: Items answered and scored.
         failures: Items that gave no answer; they are in no figure.
         failed: Their ids with the reason.
-        also: Further metrics: name -> ``{"value", "interval"}``.
+        also: Further metrics: name -> ``{"value", "interval"}`` and, where they have any, ``groups``, ``areas``,
+            ``notes``, ``signature``.
         model: ``name``, ``revision`` (Hub commit, or the hash of the weights), ``class``, ``parameters``, ``dtype``.
         decoding: Settings of the generation.
         hardware: Machine, processor, threads, accelerator.
         packages: Name -> version.
         time: When the evaluation ended, UTC.
-        seconds: How long it took, loading of the recordings included.
+        seconds: How long it took, loading of the recordings included; of a resumed run, what was left of it.
         command: What was run.
+        groups: Group -> ``{"value", "interval", "count"}``, of the headline metric.
+        areas: Area -> the same, the unweighted mean over its groups.
+        notes: What a reader must know of the headline figure: answers that were not parsed, judgements that failed.
+        signature: The metric tool's own account of its settings, such as sacrebleu's.
+        judge: Who judged: model, endpoint, sampling (``Judge.describe``).
+        cut: Answers that reached the bound of their length (``max_new_tokens``).
+        resumed: Answers that were there already, so that ``seconds`` does not count them.
+        answers: The rows of ``answers.jsonl``.
     """
 
     name: str
@@ -61,8 +74,8 @@ class TaskResult:
     dataset: dict[str, Any]
     metric: str
     settings: dict[str, Any]
-    value: float
-    interval: tuple[float, float]
+    value: float | None
+    interval: tuple[float, float] | None
     count: int
     failures: int
     failed: dict[str, str]
@@ -74,122 +87,146 @@ class TaskResult:
     time: str
     seconds: float
     command: str
-    answers: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    areas: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    signature: str | None = None
+    judge: dict[str, Any] | None = None
+    cut: int = 0
+    resumed: int = 0
+    answers: list[Row] = field(default_factory=list, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of ``results.json``: everything but the answers, which have a file of their own."""
         entry = asdict(self)
         del entry["answers"]
-        entry["interval"] = list(self.interval)
         return entry
 
 
-def score_answers(
-    answers: Sequence[dict[str, Any]], metric: str, also: Iterable[str], settings: dict[str, Any]
-) -> tuple["Score", dict[str, dict[str, Any]]]:
-    """Headline score and further metrics of answer rows; rows with an error are left out.
+def metric_settings(
+    settings: Mapping[str, Any] | None = None,
+    average: str = "items",
+    areas: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """What ``score_answers`` needs to give the same figures again: an entry's ``settings``.
+
+    Args:
+        settings: Those that differ from the defaults (``counting``).
+        average: What the headline is a mean over, see ``scoring.score_rows``.
+        areas: Name -> groups.
 
     Raises:
-        ValueError: If no row has an answer.
+        ValueError: If no metric knows a setting: a misspelt one would leave its default in force.
     """
-    from soundwave.eval.scoring import score
-
-    answered = [row for row in answers if row["error"] is None]
-    if not answered:
-        first = next((f"; the first: {row['id']}: {row['error']}" for row in answers), "")
-        raise ValueError(f"none of {len(answers)} items was answered, so there is nothing to score{first}")
-    references, hypotheses = [row["reference"] for row in answered], [row["answer"] for row in answered]
-
-    def one(name: str) -> "Score":
-        return score(name, references, hypotheses, settings["normalizer"], settings["resamples"], settings["seed"])
-
-    rest = {name: one(name) for name in also}
-    return one(metric), {name: {"value": s.value, "interval": list(s.interval)} for name, s in rest.items()}
-
-
-def metric_settings(normalizer: str) -> dict[str, Any]:
-    """What ``score_answers`` needs to give the same figures again."""
-    from soundwave.eval.scoring import CONFIDENCE, RESAMPLES
-
+    defaults = {"normalizer": "none", "confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": 0}
+    if unknown := [name for name in settings or {} if name not in (*SETTINGS, *defaults)]:
+        raise ValueError(f"no metric knows the setting {', '.join(unknown)}; known are {', '.join(SETTINGS)}")
     return {
-        "normalizer": normalizer,
+        **defaults,
+        **(settings or {}),
         "level": "corpus",
-        "confidence": CONFIDENCE,
-        "resamples": RESAMPLES,
-        "seed": 0,
+        "average": average,
+        "areas": {name: list(groups) for name, groups in (areas or {}).items()},
         "failed_items": "left out and counted",
     }
 
 
-def rescore(entry: dict[str, Any], answers: Sequence[dict[str, Any]]) -> list[str]:
+def score_answers(
+    answers: Sequence[Row], metric: str, also: Iterable[str], settings: Mapping[str, Any]
+) -> tuple[Figures, dict[str, dict[str, Any]]]:
+    """Figures of the headline metric and, as an entry holds them, of further ones; rows with an error are left out.
+
+    Args:
+        answers: Rows of one test set, with their judgements where there are any (``with_judgements``).
+        metric: Headline metric.
+        also: Further metrics.
+        settings: Of ``metric_settings``.
+
+    Raises:
+        ValueError: If no row has an answer, or as ``scoring.score_rows``.
+    """
+
+    def one(name: str) -> Figures:
+        return score_rows(answers, name, settings, settings.get("average", "items"), settings.get("areas"))
+
+    rest = {name: one(name).to_dict() for name in also}
+    for figures in rest.values():
+        del figures["count"]  # that of the headline
+    return one(metric), rest
+
+
+def with_judgements(answers: Iterable[Row], judgements: Iterable[Row]) -> list[Row]:
+    """Answer rows, each with the ``judgements`` of it; of two of the same order the later one counts."""
+    found: dict[tuple[str, str], dict[Any, Row]] = {}
+    for judgement in judgements:
+        found.setdefault((judgement["name"], judgement["id"]), {})[judgement["order"]] = judgement
+    return [row | {"judgements": list(found.get((row["name"], row["id"]), {}).values())} for row in answers]
+
+
+def rescore(entry: Mapping[str, Any], answers: Sequence[Row], judgements: Sequence[Row] = ()) -> list[str]:
     """Compute an entry's figures again from the answers.
+
+    A benchmark's marks are read again from what its judge replied. The signature is not compared: it tells the
+    version of the tool that made the stated figures.
 
     Returns:
         One line per figure that differs; an empty list means that the entry tells the truth.
     """
-    rows = [row for row in answers if row["name"] == entry["name"]]
+    rows = with_judgements([row for row in answers if row["name"] == entry["name"]], judgements)
     if not rows:
         return [f"{entry['name']}: {ANSWERS_FILE} holds no answer for it"]
     headline, also = score_answers(rows, entry["metric"], entry["also"], entry["settings"])
-    failures = sum(row["error"] is not None for row in rows)
-    found: dict[str, Any] = {
-        "value": headline.value,
-        "interval": list(headline.interval),
-        "count": headline.count,
-        "failures": failures,
-    }
-    stated = {key: entry[key] for key in found}
-    for name, figures in also.items():
-        found |= {f"{name} {key}": number for key, number in figures.items()}
-        stated |= {f"{name} {key}": entry["also"][name][key] for key in figures}
-    return [
-        f"{entry['name']}: {key} is {stated[key]} in {RESULTS_FILE}, but the answers give {found[key]}"
-        for key in found
-        if not _equal(stated[key], found[key])
+    failed = {row["id"]: row["error"] for row in rows if row["error"] is not None}
+    found = _flat(asdict(headline)) | _flat(also) | {"failures": len(failed), "failed": failed}
+    found |= {"cut": sum(row.get("cut", False) for row in rows), "judge": _judges(rows)}
+    stated = _flat({key: entry.get(key, {}) for key in asdict(headline)}) | _flat(entry["also"])
+    stated |= {"failures": entry["failures"], "failed": entry["failed"], "cut": entry.get("cut", 0)}
+    stated |= {"judge": [entry["judge"]["model"]] if entry.get("judge") else []}
+    return _misread(entry, rows) + [
+        f"{entry['name']}: {key} is {stated.get(key)} in {RESULTS_FILE}, but the answers give {found.get(key)}"
+        for key in dict.fromkeys([*found, *stated])
+        if not _equal(stated.get(key), found.get(key))
     ]
+
+
+def _misread(entry: Mapping[str, Any], rows: Iterable[Row]) -> list[str]:
+    """A line per judgement whose marks are not those of its reply."""
+    if entry["task"] not in BENCHMARKS or not BENCHMARKS[entry["task"]].judged:
+        return []
+    lines = []
+    for judgement in (each for row in rows for each in row["judgements"] if each["reply"] is not None):
+        verdict = BENCHMARKS[entry["task"]].verdict(judgement["reply"], judgement["order"])
+        lines += [
+            f"{entry['name']}: {judgement['id']} {judgement['order']}: {key} is {judgement.get(key)} in "
+            f"{JUDGEMENTS_FILE}, but the reply says {mark}"
+            for key, mark in verdict.items()
+            if key != "error" and not _equal(judgement.get(key), mark)
+        ]
+    return lines
+
+
+def _judges(rows: Iterable[Row]) -> list[str]:
+    return sorted({judgement["model"] for row in rows for judgement in row["judgements"]})
+
+
+def _flat(figures: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested figures by their paths: ``{"groups": {"a": {"value": 1}}} -> {"groups a value": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in figures.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key} ")
+        elif key != "signature":
+            flat[prefix + key] = value
+    return flat
 
 
 def _equal(a: Any, b: Any) -> bool:
     # Sums in another order (another numpy) may differ in the last digits, never in a digit that is printed.
-    a, b = (x if isinstance(x, list) else [x] for x in (a, b))
-    return len(a) == len(b) and all(abs(x - y) < 1e-9 for x, y in zip(a, b, strict=True))
-
-
-class AnswerLog:
-    """``answers.jsonl`` of a folder, appended batch by batch so that a killed run keeps what it has.
-
-    Lines of an earlier evaluation under the same name are dropped first: a set is scored from one run.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str], name: str) -> None:
-        self.path = Path(folder) / ANSWERS_FILE
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.is_file():
-            kept = [line for line in _lines(self.path) if json.loads(line)["name"] != name]
-            _replace(self.path, "".join(line + "\n" for line in kept))
-
-    def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Write rows at the end of the file."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _replace(path: Path, text: str) -> None:
-    # Written beside it and moved: a reader never sees half a file.
-    beside = path.with_suffix(path.suffix + ".new")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
-
-
-def read_answers(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Rows of a folder's ``answers.jsonl``; none if there is no such file."""
-    path = Path(folder) / ANSWERS_FILE
-    return [json.loads(line) for line in _lines(path)] if path.is_file() else []
-
-
-def _lines(path: Path) -> list[str]:
-    # Not `splitlines`: an answer may hold one of the other characters that it takes for the end of a line.
-    return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return abs(a - b) < 1e-9
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return a == b
 
 
 def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -203,11 +240,11 @@ def save_result(folder: str | os.PathLike[str], result: TaskResult) -> None:
     entries = [entry for entry in read_results(folder) if entry["name"] != result.name] + [result.to_dict()]
     path = Path(folder) / RESULTS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, json.dumps({"results": entries}, indent=1, ensure_ascii=False) + "\n")
+    replace_file(path, json.dumps({"results": entries}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def pool(folders: Iterable[str | os.PathLike[str]]) -> dict[str, "Score"]:
-    """Headline scores over the answers of several runs (seeds) together, by name of the test set.
+def pool(folders: Iterable[str | os.PathLike[str]]) -> dict[str, Figures]:
+    """Headline figures over the answers of several runs (seeds) together, by name of the test set.
 
     The interval treats every answer as an item of its own: it says how sure the figure is for these runs, not how much
     another seed would change it.
@@ -216,9 +253,9 @@ def pool(folders: Iterable[str | os.PathLike[str]]) -> dict[str, "Score"]:
         ValueError: If a test set has another metric or other settings in one of the runs.
     """
     entries: dict[str, dict[str, Any]] = {}
-    answers: dict[str, list[dict[str, Any]]] = {}
+    answers: dict[str, list[Row]] = {}
     for folder in folders:
-        rows = read_answers(folder)
+        rows = with_judgements(read_answers(folder), read_judgements(folder))
         for entry in read_results(folder):
             first = entries.setdefault(entry["name"], entry)
             if (first["metric"], first["settings"]) != (entry["metric"], entry["settings"]):
@@ -230,86 +267,24 @@ def pool(folders: Iterable[str | os.PathLike[str]]) -> dict[str, "Score"]:
     return {name: score_answers(answers[name], e["metric"], (), e["settings"])[0] for name, e in entries.items()}
 
 
-def describe_dataset(name: str, rows: Sequence[dict[str, Any]], revision: str | None = None) -> dict[str, Any]:
-    """Name, revision and size of a test set; without a Hub revision, the hash of what its rows say."""
-    if revision is None:
-        text = json.dumps([_portable(row) for row in rows], sort_keys=True, ensure_ascii=False)
-        revision = "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
-    return {"name": name, "revision": revision, "rows": len(rows)}
-
-
-def _portable(row: dict[str, Any]) -> dict[str, Any]:
-    names = [Path(clip.get("path") or "").name for clip in recordings(row)]  # the folder differs by machine
-    return {key: names if key == "audio" else value for key, value in row.items()}
-
-
-def describe_model(model: Any, name: str | None = None, revision: str | None = None) -> dict[str, Any]:
-    """Name, revision, class, size and dtype of a model.
-
-    Without a revision it is the hash of the weights in memory: a model that was trained since it was loaded
-    still names the folder and the commit it came from.
-    """
-    return {
-        "name": name or type(model).__name__,
-        "revision": revision or "sha256:" + _weights_hash(model),
-        "class": type(model).__name__,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
-
-
-def _weights_hash(model: Any) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def environment() -> dict[str, Any]:
-    """``hardware``, ``packages`` and ``time`` of an entry."""
-    versions = {"soundwave": __version__, **{package: version(package) for package in PACKAGES}}
-    hardware = {
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "processor": _processor_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-    }
-    time = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"hardware": hardware, "packages": versions, "time": time}
-
-
-def _processor_name() -> str:
-    info = Path("/proc/cpuinfo")  # Linux alone has it; elsewhere the platform module knows the name
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def command_line() -> str:
-    """The running command, without folders of this machine (`portable_argument`)."""
-    return shlex.join([Path(sys.argv[0]).name, *map(portable_argument, sys.argv[1:])])
-
-
-def portable_argument(argument: str) -> str:
-    """An argument whose paths outside the working folder are cut to their last part, in ``name=[a, b]`` too."""
-
-    def name(part: str) -> str:
-        path = Path(part.strip())
-        return path.name if path.is_absolute() or ".." in path.parts else part
-
-    return "".join(name(part) for part in re.split(r"([=,\[\]])", argument))
-
-
-def portable_path(path: str, folder: str | os.PathLike[str]) -> str:
-    """A recording's path from a folder of answers, so that both can be moved together and name no machine.
-
-    Only what lies in the folder or beside it moves with it; of any other recording the file name is kept.
-    """
-    if "://" in path:
-        return path
-    near = Path(os.path.abspath(path)).is_relative_to(Path(os.path.abspath(folder)).parent)
-    return os.path.relpath(path, folder) if near else Path(path).name
+__all__ = [
+    "ANSWERS_FILE",
+    "JUDGEMENTS_FILE",
+    "RESULTS_FILE",
+    "AnswerLog",
+    "JudgementLog",
+    "TaskResult",
+    "command_line",
+    "describe_model",
+    "environment",
+    "metric_settings",
+    "pool",
+    "portable_path",
+    "read_answers",
+    "read_judgements",
+    "read_results",
+    "rescore",
+    "save_result",
+    "score_answers",
+    "with_judgements",
+]

@@ -41,21 +41,10 @@ TASKS: dict[str, Task] = {
         Task("sound", "Transcript with sound labels", "wer", ("sound_accuracy",)),
         Task("intent", "Intent of a spoken command", "accuracy", max_new_tokens=16),
         Task("sound_class", "Class of a sound", "accuracy", max_new_tokens=16),
-        Task("spoken_qa", "Spoken question", "label_accuracy", max_new_tokens=48),
-        Task("text_qa", "Text question, no audio", "label_accuracy", max_new_tokens=48),
+        Task("spoken_qa", "Spoken question", "final_label_accuracy", max_new_tokens=48),
+        Task("text_qa", "Text question, no audio", "final_label_accuracy", max_new_tokens=48),
         Task(CTC, "CTC transcript, no LLM", "wer", ("cer", "sentence_accuracy"), reference="transcript"),
     )
-}
-
-#: True where a smaller figure is better.
-LOWER_IS_BETTER = frozenset({"wer", "cer"})
-METRIC_TITLES = {
-    "wer": "word error rate",
-    "cer": "character error rate",
-    "sentence_accuracy": "sentences without error",
-    "accuracy": "accuracy",
-    "label_accuracy": "answer accuracy",
-    "sound_accuracy": "sound labels right",
 }
 
 
@@ -73,12 +62,14 @@ def get_task(name: str | Task) -> Task:
 
 
 def reference_of(row: dict, task: Task) -> str:
-    """What a row's answer is compared with.
+    """What a row's answer is compared with; of a conversation the last turn, unless the row names another answer.
 
     Raises:
         ValueError: If the row has no such text.
     """
     value = row.get(task.reference)
+    if value is None and task.reference == "answer" and row.get("messages"):
+        value = _said(row["messages"][-1])
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         value = " ".join(value)  # transcripts parallel to several recordings
     if not isinstance(value, str):
@@ -88,4 +79,12 @@ def reference_of(row: dict, task: Task) -> str:
     return value
 
 
-__all__ = ["CTC", "LOWER_IS_BETTER", "METRIC_TITLES", "TASKS", "Task", "get_task", "reference_of"]
+def _said(turn: dict) -> str | None:
+    """Text of the assistant's turn; ``None`` for another's."""
+    content = turn["content"]
+    if turn["role"] != "assistant":
+        return None
+    return content if isinstance(content, str) else "\n".join(part.get("text") or "" for part in content)
+
+
+__all__ = ["CTC", "TASKS", "Task", "get_task", "reference_of"]

@@ -2,27 +2,21 @@
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult
+from soundwave.eval.results import ANSWERS_FILE, RESULTS_FILE, read_answers, read_judgements, read_results, rescore
 
-from soundwave.eval.results import ANSWERS_FILE, RESULTS_FILE, read_answers, read_results, rescore
-from soundwave.eval.tasks import METRIC_TITLES, TASKS
-
-#: A percentage in prose or a table: what `Figures.check` looks for.
+#: A percentage in prose or a table.
 PERCENTAGE = re.compile(r"\d+(?:[.,]\d+)?\s*(?:%|percent\b|per cent\b)", re.IGNORECASE)
-#: The Hub's names for what the tasks are.
-HUB_TASKS = {
-    "asr": "automatic-speech-recognition",
-    "ctc": "automatic-speech-recognition",
-    "sound": "automatic-speech-recognition",
-    "st": "translation",
-    "intent": "audio-classification",
-    "sound_class": "audio-classification",
-    "spoken_qa": "audio-text-to-text",
-    "text_qa": "question-answering",
-}
+#: What makes the other numbers of a line figures too.
+MEASURED = re.compile(r"\b(?:WER|CER|BLEU|accura\w+|error rate|IoU|F1|score[sd]?|judge[sd]?|judge's)\b", re.IGNORECASE)
+#: A number that stands alone: not a part of a name, a version, an address or a date.
+NUMBER = re.compile(r"(?<![\w.,:/@-])\d+(?:[.,]\d+)?(?![\w/:-])")
+
+#: What an entry of an earlier version does not say.
+NO_PARTS: dict[str, Any] = {"groups": {}, "areas": {}, "judge": None}
 
 
 class CardError(ValueError):
@@ -30,7 +24,7 @@ class CardError(ValueError):
 
 
 class Figures:
-    """Figures of a run's ``results.json``, checked against its answers.
+    """Figures of a run's ``results.json``, checked against its answers and judgements.
 
     Args:
         run_dir: Folder with ``results.json`` and ``answers.jsonl``; without results there are no figures.
@@ -41,20 +35,39 @@ class Figures:
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         self.run_dir = Path(run_dir)
-        self._entries = {entry["name"]: entry for entry in read_results(run_dir)}
         self._shown: set[str] = set()
-        answers = read_answers(run_dir)
-        wrong = [line for entry in self._entries.values() for line in rescore(entry, answers)]
+        name = self.run_dir.resolve().name
+        try:
+            self._entries = {entry["name"]: NO_PARTS | entry for entry in read_results(run_dir)}
+            answers, judgements = read_answers(run_dir), read_judgements(run_dir)
+            wrong = [line for entry in self._entries.values() for line in rescore(entry, answers, judgements)]
+        except (ValueError, KeyError, TypeError) as error:  # edited by hand, cut short, or of another version
+            raise CardError(
+                f"{RESULTS_FILE} and {ANSWERS_FILE} of {name} cannot be scored again, so no card is written; evaluate "
+                f"again. {type(error).__name__}: {error}"
+            ) from error
+        for entry in self._entries.values():
+            measured = entry["model"]["class"]
+            if not measured.startswith("Soundwave"):
+                raise CardError(
+                    f"{entry['name']} in {RESULTS_FILE} of {name} was measured on a {measured}, not on this model; "
+                    "evaluate other models with an --output folder of their own"
+                )
         if wrong:
             raise CardError(
-                f"{RESULTS_FILE} and {ANSWERS_FILE} of {self.run_dir.name} disagree, so no card is written; evaluate "
-                "again. " + "; ".join(wrong)
+                f"{RESULTS_FILE} and {ANSWERS_FILE} of {name} disagree, so no card is written; evaluate again. "
+                + "; ".join(wrong)
             )
 
     @property
     def names(self) -> list[str]:
         """The test sets that were evaluated."""
         return list(self._entries)
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """Their entries in ``results.json``."""
+        return list(self._entries.values())
 
     def _entry(self, name: str) -> dict[str, Any]:
         if name not in self._entries:
@@ -72,77 +85,169 @@ class Figures:
             raise CardError(f"the card asks for the {metric} of {name!r}, which {RESULTS_FILE} does not hold")
         return entry["also"][metric]
 
-    def _show(self, text: str) -> str:
+    def show(self, text: str) -> str:
+        """Let the numbers of a text that was made from ``results.json`` stand in the card."""
         self._shown.update(PERCENTAGE.findall(text))
+        self._shown.update(NUMBER.findall(text))
         return text
+
+    def _value(self, metric: str, figure: Mapping[str, Any]) -> str:
+        return self.show(_format(metric, figure["value"]))
+
+    def _interval(self, metric: str, figure: Mapping[str, Any]) -> str:
+        if figure["interval"] is None:
+            return "none"
+        low, high = (_format(metric, end) for end in figure["interval"])
+        return self.show(f"{low} to {high}")
 
     def value(self, name: str, metric: str | None = None) -> str:
         """A test set's headline figure, or another metric of it, as ``"4.7%"``."""
-        return self._show(f"{100 * self._figure(name, metric)['value']:.1f}%")
+        return self._value(metric or self._entry(name)["metric"], self._figure(name, metric))
 
     def interval(self, name: str, metric: str | None = None) -> str:
         """Its interval, as ``"3.9% to 5.6%"``."""
-        low, high = self._figure(name, metric)["interval"]
-        return self._show(f"{100 * low:.1f}% to {100 * high:.1f}%")
+        return self._interval(metric or self._entry(name)["metric"], self._figure(name, metric))
 
     def confidence(self) -> str:
         """The share of resampled figures inside the intervals, as ``"95%"``."""
-        shares = sorted({f"{100 * entry['settings']['confidence']:g}%" for entry in self._entries.values()})
-        return self._show(", ".join(shares))
+        shares = sorted({f"{100 * entry['settings']['confidence']:g}%" for entry in self.entries})
+        return self.show(", ".join(shares))
 
     def rows(self) -> list[dict[str, str]]:
         """Every figure as a row of the results table, headline metrics first within their test set."""
-        rows = []
-        for name, entry in self._entries.items():
-            task = TASKS[entry["task"]].title if entry["task"] in TASKS else entry["task"]
-            for metric in (entry["metric"], *entry["also"]):
-                rows.append(
+        return [
+            {
+                "test_set": self.show(name),
+                "task": self.show(task_title(entry["task"])),
+                "metric": _metric_title(metric),
+                "value": self.value(name, metric),
+                "interval": self.interval(name, metric),
+                "count": self.show(str(entry["count"])),
+                "failures": self.show(str(entry["failures"])),
+            }
+            for name, entry in self._entries.items()
+            for metric in (entry["metric"], *entry["also"])
+        ]
+
+    def parts(self) -> list[dict[str, Any]]:
+        """Test sets that have areas or groups, with a row for each: areas first, which are means over groups."""
+        return [
+            {
+                "test_set": self.show(name),
+                "metric": _metric_title(entry["metric"]),
+                "rows": [
                     {
-                        "test_set": name,
-                        "task": task,
-                        "metric": METRIC_TITLES.get(metric, metric),
-                        "value": self.value(name, metric),
-                        "interval": self.interval(name, metric),
-                        "count": str(entry["count"]),
-                        "failures": str(entry["failures"]),
+                        "part": self.show(f"{part}{_missing(figure)}"),
+                        "kind": kind,
+                        "value": self._value(entry["metric"], figure),
+                        "interval": self._interval(entry["metric"], figure),
+                        "count": self.show(str(figure["count"])),
                     }
-                )
-        return rows
+                    for kind, figures in (("mean of groups", entry["areas"]), ("group", entry["groups"]))
+                    for part, figure in figures.items()
+                ],
+            }
+            for name, entry in self._entries.items()
+            if entry["areas"] or entry["groups"]
+        ]
+
+    def remarks(self) -> list[str]:
+        """What a reader of the tables must know: what could not be read, who judged, a tool's own settings."""
+        lines = []
+        for name, entry in self._entries.items():
+            said = []
+            for metric, figure in ((entry["metric"], entry), *entry["also"].items()):
+                for key, value in figure.get("notes", {}).items():
+                    said.append(f"{_metric_title(metric)}: {key.replace('_', ' ')} {_listed(value)}")
+                if figure.get("signature"):
+                    said.append(f"signature `{figure['signature']}`")
+            if entry["judge"]:
+                judge = {key.replace("_", " "): _listed(value) for key, value in entry["judge"].items()}
+                said.append("judge: " + ", ".join(f"{key} {value}" for key, value in judge.items()))
+            if said:
+                lines.append(self.show(f"{name}: {'; '.join(said)}"))
+        return lines
 
     def decoding(self) -> list[str]:
         """One line per way of decoding, with the test sets it was used for."""
         ways: dict[str, list[str]] = {}
         for name, entry in self._entries.items():
-            decoding = dict(entry["decoding"])
-            settings = [decoding.pop("strategy"), *(f"{key.replace('_', ' ')} {decoding[key]}" for key in decoding)]
-            ways.setdefault(", ".join([*settings, f"normaliser {entry['settings']['normalizer']}"]), []).append(name)
-        return [f"{way}: {', '.join(names)}" for way, names in ways.items()]
+            decoding = {key: value for key, value in entry["decoding"].items() if value is not None}
+            settings = [str(decoding.pop("strategy", "not stated"))]
+            settings += [f"{key.replace('_', ' ')} {_listed(value)}" for key, value in decoding.items()]
+            if "normalizer" in entry["settings"]:
+                settings.append(f"normaliser {entry['settings']['normalizer']}")
+            ways.setdefault(", ".join(settings), []).append(name)
+        return [self.show(f"{way}: {', '.join(names)}") for way, names in ways.items()]
 
-    def eval_results(self) -> list[EvalResult]:
-        """The headline figures as the Hub's ``model-index``, in percent."""
-        return [
-            EvalResult(
-                task_type=HUB_TASKS.get(entry["task"], "audio-text-to-text"),
-                task_name=TASKS[entry["task"]].title if entry["task"] in TASKS else entry["task"],
-                dataset_type=entry["dataset"]["name"],
-                dataset_name=name,
-                dataset_revision=entry["dataset"]["revision"],
-                metric_type="wer" if entry["metric"] == "wer" else "cer" if entry["metric"] == "cer" else "accuracy",
-                metric_name=METRIC_TITLES.get(entry["metric"], entry["metric"]),
-                metric_value=round(100 * entry["value"], 2),
-            )
+    def headline_values(self) -> dict[str, float]:
+        """Headline figures by test set, in percent where they are shares; without those that are undefined."""
+        return {
+            name: _scaled(entry["metric"], entry["value"])
             for name, entry in self._entries.items()
-        ]
+            if entry["value"] is not None
+        }
 
     def check(self, text: str) -> None:
-        """Refuse a text that holds a percentage which no method here has handed out.
+        """Refuse a text with a figure that no method here has handed out.
+
+        A figure is a percentage, and any number in a line, or under the header of a table, that
+        speaks of accuracy, errors, scores or BLEU.
 
         Raises:
-            CardError: Naming the percentages.
+            CardError: Naming the figures.
         """
-        unknown = sorted(set(PERCENTAGE.findall(text)) - self._shown)
-        if unknown:
+        found = set(PERCENTAGE.findall(text))
+        header = ""  # of the table that a line is in: its words hold for every row
+        for line in text.splitlines():
+            header = (header or line) if line.lstrip().startswith("|") else ""
+            if MEASURED.search(line) or MEASURED.search(header):
+                found.update(NUMBER.findall(PERCENTAGE.sub("", line)))
+        if unknown := sorted(found - self._shown):
             raise CardError(
                 f"the card would print {', '.join(unknown)}, not found in {RESULTS_FILE}; a figure is rendered from "
                 "the results or not at all"
             )
+
+    def show_all(self) -> None:
+        """Let every figure of the results stand, for the check of a card that somebody wrote."""
+        self.rows(), self.parts(), self.remarks(), self.decoding()
+        if self._entries:
+            self.confidence()
+
+
+def task_title(task: str) -> str:
+    """A task's or benchmark's title; its name where it has none."""
+    from soundwave.eval.benchmarks import BENCHMARKS
+    from soundwave.eval.tasks import TASKS
+
+    return TASKS[task].title if task in TASKS else BENCHMARKS[task].title if task in BENCHMARKS else task
+
+
+def _metric_title(metric: str) -> str:
+    from soundwave.eval.scoring import METRICS  # needs jiwer, an extra; folders without figures are read without it
+
+    return METRICS[metric].title if metric in METRICS else metric
+
+
+def _format(metric: str, value: float | None) -> str:
+    from soundwave.eval.scoring import format_figure
+
+    return format_figure(metric, value)
+
+
+def _scaled(metric: str, value: float) -> float:
+    from soundwave.eval.scoring import get_metric
+
+    return round(100 * value if get_metric(metric).unit == "%" else value, 2)
+
+
+def _missing(figure: Mapping[str, Any]) -> str:
+    missing = figure.get("missing")  # of areas only
+    return f" (without {', '.join(missing)})" if missing else ""
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key} {_listed(inner)}" for key, inner in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)

@@ -22,15 +22,25 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils._http import default_client_factory
 
+from soundwave.model_card.build_card import CARD, is_free
+from soundwave.model_card.scan import find_problems
 from soundwave.training.checkpoints import PRIVATE
 
 logger = logging.getLogger(__name__)
 
 # Of a run's folder: what belongs to this machine, or lies there for whoever watches the run.
-UNPUBLISHED = [*PRIVATE, "*tfevents*", "runs/*", "*.partial"]
+# Of evaluations: what only going on needs; `judgements.jsonl` holds every reply that counts.
+UNPUBLISHED = [
+    *PRIVATE,
+    *("*tfevents*", "runs/*", "*.partial"),
+    *("answers.settings.json", "*.jsonl.rank*", "*.jsonl.new", "*.json.new", "judge_replies/*"),
+]
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-# Of an earlier push, not in this one: a loader would take them for part of the model.
+# Of an earlier push, not in this one: a loader would take them for part of the model, a reader for its figures.
 STALE = (*WEIGHTS, "*.py", "adapter_config.json")
+EVAL_RESULTS = ".eval_results/*.yaml"  # the one hidden folder that the Hub reads
+FIGURES = ("results.json", "answers.jsonl", "judgements.jsonl", EVAL_RESULTS)
+STALE_RESULTS = ".eval_results/soundwave-*.yaml"  # ours; others may have added theirs
 
 REQUEST_TIMEOUT_S = 120.0  # without a byte from the Hub; its client has no limit of its own for uploads
 LONGEST_WAIT_S = 60  # that the Hub may ask for between two tries of a request
@@ -52,6 +62,10 @@ class PushError(OSError):
 
 class PushRefused(PushError):
     """The Hub will not take a push until somebody changes something; the message says what."""
+
+
+class CheckFailed(PushRefused):
+    """What was to be pushed must not be published as it is; the message names the file and the remedy."""
 
 
 def push_stage(
@@ -79,9 +93,12 @@ def push_stage(
             `REQUEST_TIMEOUT_S` of silence, so that the last one does not go on for ever either.
 
     Raises:
+        CheckFailed: for a pickle, a secret, or a file over the Hub's limits; nothing is sent then.
         PushRefused: when no further try would help: no rights, no space, an impossible name.
         PushError: when the Hub does not take it within `patience_s`.
     """
+    if problems := find_problems(published_files(folder)):
+        raise CheckFailed(f"Nothing was pushed to {repo_id}: {'; '.join(problems)}.")
     bound_requests()
     end, pause = time.monotonic() + patience_s, 1.0
     while True:
@@ -123,8 +140,9 @@ def _push(api: HfApi, folder: Path, repo_id: str, revision: str | None, private:
     if head.sha is None:
         raise ValueError("the Hub's answer names no commit")
     present = {sibling.rfilename for sibling in head.siblings or ()}
-    left = [path for path in sorted(present - set(files)) if "/" not in path]
-    stale = [path for path in left if any(fnmatch(path, pattern) for pattern in STALE)]
+    left = sorted(present - set(files))
+    stale = [path for path in left if "/" not in path and any(fnmatch(path, pattern) for pattern in STALE)]
+    stale += [path for path in left if fnmatch(path, STALE_RESULTS)]
     operations: list[Any] = [CommitOperationAdd(path, file) for path, file in files.items()]
     operations += [CommitOperationDelete(path) for path in stale]
     # Not `upload_folder`, which may cut a slow push into several commits. With the parent named, a request that was
@@ -139,7 +157,7 @@ def published_files(folder: str | Path) -> dict[str, Path]:
     files = {}
     for file in sorted(folder.rglob("*")):
         path = file.relative_to(folder)
-        hidden = any(part.startswith(".") for part in path.parts)
+        hidden = any(part.startswith(".") for part in path.parts) and not fnmatch(path.as_posix(), EVAL_RESULTS)
         if file.is_file() and not hidden and not any(fnmatch(path.as_posix(), pattern) for pattern in UNPUBLISHED):
             files[path.as_posix()] = file
     return files
@@ -148,12 +166,14 @@ def published_files(folder: str | Path) -> dict[str, Path]:
 def gather(run: str | Path, checkpoint: str | Path, target: str | Path) -> None:
     """Put together in `target`, a new folder, what a push of a checkpoint holds, so that the run may go on meanwhile.
 
-    That is the checkpoint's model and processor, and log, settings and card of the run's own folder.
+    That is the checkpoint's model and processor, and log and settings of the run's own folder. Figures that lie there
+    are not: they were measured on an earlier result.
     """
     target = Path(target)
     shutil.rmtree(target, ignore_errors=True)
     whole = published_files(run)
-    files = {path: file for path, file in whole.items() if not any(fnmatch(path, pattern) for pattern in WEIGHTS)}
+    earlier = (*WEIGHTS, *FIGURES, *([CARD] if is_free(Path(run) / CARD) else []))
+    files = {path: file for path, file in whole.items() if not any(fnmatch(path, pattern) for pattern in earlier)}
     for path, file in (files | published_files(checkpoint)).items():
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".safetensors":

@@ -14,10 +14,12 @@ from huggingface_hub import ModelCard
 from jinja2 import UndefinedError
 
 from soundwave.apps.quickstart import data_license
-from soundwave.eval.evaluate import evaluate_ctc, evaluate_rows
 from soundwave.eval.results import ANSWERS_FILE, RESULTS_FILE, read_results
+from soundwave.eval.rows import evaluate_ctc, evaluate_rows
 from soundwave.model_card import build_card as card_module
-from soundwave.model_card.build_card import CardFacts, build_card, check_name, data_summary, llama_version, main
+from soundwave.model_card.build_card import MARK, build_card, main, write_card
+from soundwave.model_card.diagram import FIGURE
+from soundwave.model_card.facts import CardFacts
 from soundwave.model_card.figures import CardError, Figures
 from soundwave.training.stages import StageConfig
 from tests.conftest import SAMPLING_RATE, tone
@@ -93,7 +95,7 @@ def test_figures_come_from_the_results(instruct_run):
     assert f"| asr_seen | Speech recognition | word error rate | {shown} |" in card.text
     low, high = entry["interval"]
     assert f"{100 * low:.1f}% to {100 * high:.1f}%" in card.text
-    assert "greedy, max new tokens 3, batch size 50, normaliser none: asr_seen" in card.text
+    assert "max new tokens 3" in card.text and "normaliser none: asr_seen" in card.text
     result = card.data.eval_results[0]
     assert (result.metric_type, result.metric_value) == ("wer", round(100 * entry["value"], 2))
     assert result.dataset_revision == entry["dataset"]["revision"]
@@ -123,15 +125,62 @@ def test_lineage_data_and_limits(instruct_run):
 
 
 @pytest.mark.parametrize("stage", ["instruct", "align"])
-def test_the_snippet_runs(stage, request, capsys):
+def test_the_snippet_runs_without_the_package(stage, request):
+    """As a stranger runs it: from the card as it is, in a process that cannot import `soundwave`."""
     run = request.getfixturevalue(f"{stage}_run")
-    wav = run.parent / "recording.wav"
-    soundfile.write(wav, tone(0.7), SAMPLING_RATE)
+    soundfile.write(run.parent / "recording.wav", tone(0.7), SAMPLING_RATE)
     (snippet,) = re.findall(r"```python\n(.*?)```", build_card(run), re.DOTALL)
     assert f'"{run.name}"' in snippet
-    snippet = snippet.replace(f'"{run.name}"', repr(str(run))).replace('"recording.wav"', repr(str(wav)))
-    exec(compile(snippet, "snippet", "exec"), {})
-    assert capsys.readouterr().out.endswith("\n")
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules['soundwave'] = sys.modules['peft'] = None\n{snippet}"],
+        cwd=run.parent,  # where the folder has the name that the card knows it by
+        env=os.environ | {"HF_MODULES_CACHE": str(run.parent / "modules"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n")  # a random model may say anything, also nothing
+
+
+def test_the_figure_and_the_mark_go_with_the_card(instruct_run, tmp_path):
+    card = write_card(instruct_run)
+    assert card == instruct_run / "README.md" and MARK in card.read_text()
+    assert f"]({FIGURE})" in card.read_text() and (instruct_run / FIGURE).read_text().startswith("<svg")
+    (tmp_path / "elsewhere").mkdir()
+    write_card(instruct_run, output=tmp_path / "elsewhere" / "card.md")
+    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"card.md", FIGURE}
+
+
+def test_nothing_is_written_of_a_card_that_is_refused(instruct_run):
+    (instruct_run / "card.yaml").write_text("speech: It is 99 % right.\n")
+    with pytest.raises(CardError, match="99 %"):
+        write_card(instruct_run)
+    assert not (instruct_run / "README.md").exists() and not (instruct_run / FIGURE).exists()
+
+
+def test_what_of_the_base_models_is_changed(instruct_run):
+    assert "windows of up to 2 s; frozen in this stage." in build_card(instruct_run)
+    settings = StageConfig.for_stage("instruct", trains=["lora", "encoder_lora", "audio_tower.layers.1"])
+    settings.save(instruct_run / "stage_config.yaml")
+    path = instruct_run / "config.json"
+    lora = {"r": 8, "alpha": 16, "target_modules": ["q_proj"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"encoder_lora": lora, "lora": lora | {"r": 4}}))
+    text = build_card(instruct_run)
+    assert "LoRA of rank 8 and alpha 16 in q_proj; unfrozen in this stage: `audio_tower.layers.1`." in text
+    assert "never resized; LoRA of rank 4 and alpha 16 in q_proj." in text
+    assert "| LoRA rank in the encoder | 16 |" in text and "| LoRA in | q_proj, k_proj, v_proj, o_proj |" in text
+
+
+def test_what_it_took_is_measured_or_said_not_to_be(instruct_run):
+    text = build_card(instruct_run)
+    assert "| training time | not measured |" in text and "| energy | not measured |" in text
+    lines = [
+        {"accelerator": "NVIDIA H100", "devices": 8, "step": 0},
+        {"loss": 1.0, "steps_per_second": 0.001, "audio_seconds": 7200, "step": 9},
+    ]
+    (instruct_run / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "| GPU hours, NVIDIA H100 | 20 |" in build_card(instruct_run)
 
 
 def test_a_stage_without_evaluation_says_so(align_run):
@@ -203,7 +252,15 @@ def test_a_figure_that_was_not_measured_is_refused(instruct_run):
 
 
 @pytest.mark.parametrize(
-    "claim", ["Only 1.3% of words are wrong.", "It is 99 % right.", "It errs in 2 percent of cases."]
+    "claim",
+    [
+        "Only 1.3% of words are wrong.",
+        "It is 99 % right.",
+        "It errs in 2 percent of cases.",
+        "Its BLEU is 31.4 on all pairs.",
+        "The judge gave it 6.51 of 10.",
+        "Accuracy: .97, or so; error rate 0.03.",
+    ],
 )
 def test_a_figure_in_prose_is_refused(instruct_run, claim):
     FACTS.__class__(speech=claim).save(instruct_run)
@@ -215,12 +272,6 @@ def test_a_template_that_asks_for_more_is_refused(instruct_run, monkeypatch):
     template = card_module._template().environment.from_string("{{ figures.value('st') }} {{ undefined_name }}")
     monkeypatch.setattr(card_module, "_template", lambda: template)
     with pytest.raises((CardError, UndefinedError)):
-        build_card(instruct_run)
-
-
-def test_unknown_facts_are_refused(instruct_run):
-    (instruct_run / "card.yaml").write_text("speach: none\n")
-    with pytest.raises(CardError, match="card.yaml holds speach; the fields are speech"):
         build_card(instruct_run)
 
 
@@ -244,29 +295,12 @@ def test_llama_names(instruct_run):
     assert "Llama 3.1 Community License" in text and "Apache-2.0" in text
 
 
-def test_llama_is_known_by_its_vocabulary_too():
-    text = {"model_type": "llama", "vocab_size": 128256}
-    assert llama_version({"text_model_id": None, "text_config": text}) == "3.1"
-    assert llama_version({"text_model_id": "meta-llama/Llama-3.2-1B", "text_config": text}) == "3.2"
-    assert llama_version({"text_model_id": "Qwen/Qwen3-8B", "text_config": {"model_type": "qwen3"}}) is None
-    check_name("anything", None)
-
-
-def test_data_summary_counts_rows_and_hours():
-    rows = [
-        {"source": "voices", "task": "asr", "duration_s": 1800.0},
-        {"source": "voices", "task": "asr", "duration_s": 1800.0},
-        {"source": "text", "task": "text_qa", "duration_s": None},
-    ]
-    assert data_summary(rows, {"voices": "CC0-1.0"}) == [
-        {"name": "text", "task": "text_qa", "rows": 1, "hours": 0.0, "licence": "not stated"},
-        {"name": "voices", "task": "asr", "rows": 2, "hours": 1.0, "licence": "CC0-1.0"},
-    ]
-
-
 def test_command(instruct_run, capsys):
     assert main([str(instruct_run)]) == 0
     assert (instruct_run / "README.md").read_text() == build_card(instruct_run)
+    (instruct_run / "card.yaml").write_text("")
+    assert main([str(instruct_run)]) == 0
+    assert "The data of this stage are not described." in (instruct_run / "README.md").read_text()
     assert main([str(instruct_run / "nothing")]) == 1
     assert "config.json" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
@@ -286,3 +320,4 @@ def test_push(align_run, tmp_path):
         assert "pushed: http" in done.stdout
         assert {"README.md", "model.safetensors"} <= hub.listing("me/one")[1].keys()
         assert hub.content("me/one", "README.md").decode() == build_card(align_run, "me/one")
+        assert hub.content("me/one", FIGURE) == (align_run / FIGURE).read_bytes()

@@ -1,331 +1,168 @@
-"""Evaluation of a tiny random model: known scores, failures by name, the files, and what edits of them reveal."""
+"""The command `soundwave evaluate`: its list, its options, what it says, and what it refuses."""
 
-import copy
 import json
-import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import soundfile
-import torch
 
 from soundwave.eval import results
-from soundwave.eval.evaluate import (
-    audio_inputs,
-    evaluate_ctc,
-    evaluate_files,
-    evaluate_rows,
-    generation_inputs,
-    length_sorted_batches,
-    main,
-)
-from soundwave.eval.tasks import TASKS, Task, get_task, reference_of
+from soundwave.eval.benchmarks import BENCHMARKS
+from soundwave.eval.efficiency import EFFICIENCY
+from soundwave.eval.evaluate import main, summary, task_table
+from soundwave.eval.rows import evaluate_ctc
 from soundwave.training.data import load_rows
-from soundwave.training.encoder_cache import EncoderCache
 from tests.conftest import SAMPLING_RATE, tone
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model):
-    # float64: a batch then gives the very ids that its rows give alone.
-    return copy.deepcopy(tiny_model).double().eval()
+def saved(tiny_model, processor, tmp_path_factory):
+    """A whole random model on disk."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    tiny_model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
-def rows(tmp_path):
-    """Five spoken rows of different lengths with nonsense answers, read from a file as users keep them."""
-    written = []
-    for i, seconds in enumerate((0.4, 1.3, 0.9, 3.1, 0.6)):
-        wave = tone(seconds, 300 + 90 * i)
-        soundfile.write(tmp_path / f"{i}.wav", wave, SAMPLING_RATE)
-        written.append(
-            {
-                "id": f"row-{i}",
-                "audio": f"{i}.wav",
-                "task": "asr",
-                "instruction": "Transcribe the speech.",
-                "answer": f"answer {i}",
-                "transcript": f"answer {i}",
-                "duration_s": seconds,
-            }
-        )
-    (tmp_path / "asr.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
-    return list(load_rows(tmp_path / "asr.jsonl"))
+def data(tmp_path):
+    """A file of three spoken rows."""
+    rows = []
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", tone(0.4 + 0.2 * i, 300 + 90 * i), SAMPLING_RATE)
+        about = {"id": f"row-{i}", "audio": f"{i}.wav", "task": "asr", "instruction": "Transcribe the speech."}
+        rows.append(about | {"answer": f"answer {i}", "transcript": f"answer {i}"})
+    (tmp_path / "asr_seen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "asr_seen.jsonl"
 
 
-def by_id(result):
-    return {row["id"]: row["answer"] for row in result.answers}
+def test_the_list_names_every_task_with_its_metric_and_data():
+    lines = task_table().splitlines()
+    assert lines[0].split() == ["TASK", "ITEMS", "METRIC", "LICENCE", "DATA"]
+    assert [line.split()[0] for line in lines[1:]] == [*BENCHMARKS, *EFFICIENCY]
+    for line, benchmark in zip(lines[1:], [*BENCHMARKS.values(), *EFFICIENCY.values()], strict=True):
+        assert benchmark.metric in line and (benchmark.hub_id or "=FOLDER") in line
+        assert (benchmark.licence or "not confirmed") in line
 
 
-def test_answers_of_a_batch_are_those_of_single_rows(model, processor, rows):
-    together = evaluate_rows(model, processor, rows, "asr", batch_size=5, max_new_tokens=6, progress=False)
-    for row in rows:
-        inputs = generation_inputs(model, processor, [row])
-        ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-        assert by_id(together)[row["id"]] == processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-
-def test_scores_of_known_answers(model, processor, rows, tmp_path):
-    task = Task("asr", "Speech recognition", "cer", ("sentence_accuracy",), max_new_tokens=6)
-    answers = by_id(evaluate_rows(model, processor, rows, task, progress=False))
-    assert any(answers.values()), "a random model is expected to say something"
-    truth = [row | {"answer": answers[row["id"]]} for row in rows]
-    right = evaluate_rows(model, processor, truth, task, progress=False)
-    assert (right.value, right.also["sentence_accuracy"]["value"], right.count, right.failures) == (0, 1, 5, 0)
-    truth[0]["answer"] = "zz" + truth[0]["answer"]  # two characters that were not said
-    wrong = evaluate_rows(model, processor, truth, task, progress=False)
-    assert wrong.value == pytest.approx(2 / sum(len(" ".join(row["answer"].split())) for row in truth))
-    assert wrong.also["sentence_accuracy"]["value"] == pytest.approx(4 / 5)
-    assert wrong.interval[0] <= wrong.value <= wrong.interval[1]
-
-
-def test_ctc_answers_are_the_greedy_transcripts(model, tiny_ctc, processor, rows):
-    for head in (model, copy.deepcopy(tiny_ctc).double()):
-        result = evaluate_ctc(head, processor, rows, batch_size=2, progress=False)
-        for row in rows:
-            ids = head.transcribe_ids(**audio_inputs(head, processor, [row]))[0]
-            assert by_id(result)[row["id"]] == processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
-    assert result.decoding["strategy"] == "greedy CTC"
-
-
-def test_rows_with_several_recordings_and_none(model, processor, rows):
-    both = rows[0] | {
-        "id": "two",
-        "audio": [rows[0]["audio"], rows[1]["audio"]],
-        "transcript": ["answer 0", "answer 1"],
-    }
-    result = evaluate_ctc(model, processor, [both], progress=False)
-    single = by_id(evaluate_ctc(model, processor, rows[:2], progress=False))
-    assert result.answers[0]["reference"] == "answer 0 answer 1"
-    assert result.answers[0]["answer"] == f"{single['row-0']} {single['row-1']}"
-    text = {"id": "t", "audio": None, "task": "text_qa", "instruction": "what is big", "answer": "small"}
-    mixed = evaluate_rows(model, processor, [text, both], "asr", max_new_tokens=3, progress=False)
-    assert mixed.count == 2
-
-
-def test_text_rows_on_the_llm_alone(model, processor):
-    row = {"id": "t", "audio": None, "task": "text_qa", "instruction": "what is big", "answer": "small"}
-    alone = evaluate_rows(model.language_model, processor, [row], "text_qa", max_new_tokens=4, progress=False)
-    whole = evaluate_rows(model, processor, [row], "text_qa", max_new_tokens=4, progress=False)
-    assert by_id(alone) == by_id(whole)
-    assert alone.model["class"] == "LlamaForCausalLM"
-
-
-def test_features_from_the_cache_are_those_of_the_encoder(model, processor, rows, tmp_path):
-    cache = EncoderCache.build(tmp_path / "cache", model, processor, [row["audio"] for row in rows], progress=False)
-    cached = audio_inputs(model, processor, rows, cache)
-    fresh = audio_inputs(model, processor, rows)
-    assert cached["encoder_features"].dtype == torch.float64
-    torch.testing.assert_close(cached["windows_per_audio"], fresh["windows_per_audio"])
-    encoded = model.encode(fresh["input_features"], fresh["input_features_mask"])
-    valid = cached["input_features_mask"][:, ::2].bool()
-    assert valid.sum() > 0
-    torch.testing.assert_close(
-        cached["encoder_features"][valid], encoded[:, : valid.shape[1]][valid], atol=5e-3, rtol=5e-3
+def test_list_and_help_compute_nothing():
+    """They answer at once: nothing that takes seconds to import is imported."""
+    code = (
+        "import sys; from soundwave.eval.evaluate import main; main(['--list'])\n"
+        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules], file=sys.stderr)"
     )
-    assert (
-        evaluate_rows(model, processor, rows, "asr", encoder_cache=cache, max_new_tokens=3, progress=False).count == 5
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "librispeech_clean" in done.stdout
+    assert done.stderr.strip() == "[]"
 
 
-def test_failing_items_are_counted_and_named(model, processor, rows, tmp_path):
-    (tmp_path / "broken.wav").write_bytes(b"RIFF but no sound")
-    bad = [
-        rows[0] | {"id": "missing", "audio": str(tmp_path / "nowhere.wav")},
-        rows[0] | {"id": "broken", "audio": str(tmp_path / "broken.wav")},
-        rows[0] | {"id": "no-reference", "answer": None},
+def test_rows_of_a_saved_model(saved, data, tmp_path, capsys):
+    arguments = [
+        "--model",
+        str(saved),
+        "--data",
+        str(data),
+        "--output",
+        str(tmp_path / "out"),
+        "--max-new-tokens",
+        "3",
     ]
-    out = tmp_path / "out"
-    result = evaluate_rows(model, processor, rows + bad, "asr", output_dir=out, max_new_tokens=3, progress=False)
-    assert (result.count, result.failures) == (5, 3)
-    assert set(result.failed) == {"missing", "broken", "no-reference"}
-    assert "nowhere.wav" in result.failed["missing"]
-    assert "'answer' is None" in result.failed["no-reference"]
-    clean = evaluate_rows(model, processor, rows, "asr", max_new_tokens=3, progress=False)
-    assert result.value == clean.value, "failed items must not move the figure"
-    assert {row["id"] for row in results.read_answers(out) if row["error"]} == set(result.failed)
-    assert str(tmp_path) not in (out / "results.json").read_text() + (out / "answers.jsonl").read_text()
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    (entry,) = results.read_results(tmp_path / "out")
+    assert said.startswith(f"asr_seen: wer {100 * entry['value']:.1f}% (") and "3 items, 0 failed" in said
+    assert f"{entry['cut']} cut at 3 tokens" in said if entry["cut"] else "cut" not in said
+    assert entry["model"]["name"] == "model" and entry["decoding"]["max_new_tokens"] == 3
+    assert results.rescore(entry, results.read_answers(tmp_path / "out")) == []
+    before = (tmp_path / "out" / "answers.jsonl").stat().st_mtime_ns
+    assert main(arguments) == 0
+    again = capsys.readouterr()
+    assert again.out == said and "finished already" in again.err
+    assert (tmp_path / "out" / "answers.jsonl").stat().st_mtime_ns == before
+    with_other_bound = [*arguments[:-1], "4"]
+    assert main(with_other_bound) == 1
+    assert "decoding.max_new_tokens 3, now 4" in capsys.readouterr().err
 
 
-def test_all_failing_is_an_error(model, processor, rows, tmp_path):
-    bad = [row | {"audio": str(tmp_path / "nowhere.wav")} for row in rows]
-    with pytest.raises(ValueError, match=r"none of 5 items was answered.*nowhere\.wav"):
-        evaluate_rows(model, processor, bad, "asr", progress=False)
-    with pytest.raises(ValueError, match="no rows"):
-        evaluate_rows(model, processor, [], "asr", progress=False)
-
-
-def test_files(model, processor, rows, tmp_path):
-    out = tmp_path / "out"
-    result = evaluate_rows(
-        model,
-        processor,
-        rows,
-        "asr",
-        name="asr_seen",
-        output_dir=out,
-        max_new_tokens=3,
-        progress=False,
-        command="soundwave test",
-    )
-    evaluate_ctc(model, processor, rows, name="ctc_seen", output_dir=out, progress=False)
-    entry, ctc = results.read_results(out)
-    assert (entry["name"], ctc["name"]) == ("asr_seen", "ctc_seen")
-    for key in (
-        "task",
-        "dataset",
-        "metric",
-        "settings",
-        "value",
-        "interval",
-        "count",
-        "failures",
-        "model",
-        "decoding",
-    ):
-        assert entry[key] == json.loads(json.dumps(result.to_dict()))[key]
-    assert entry["dataset"]["revision"].startswith("sha256:") and entry["dataset"]["rows"] == 5
-    assert entry["hardware"]["cores"] and torch.__version__.startswith(entry["packages"]["torch"])
-    assert entry["time"].endswith("+00:00") and entry["command"] == "soundwave test"
-    assert str(tmp_path) not in (out / "results.json").read_text() + (out / "answers.jsonl").read_text()
-    answers = [row for row in results.read_answers(out) if row["name"] == "asr_seen"]
-    assert sorted(row["id"] for row in answers) == [row["id"] for row in rows]
-    assert all((out / row["audio"][0]).is_file() for row in answers), "paths start from the answers' folder"
-    # A second run under the same name replaces the first, and leaves the others.
-    evaluate_rows(model, processor, rows[:2], "asr", name="asr_seen", output_dir=out, max_new_tokens=3, progress=False)
-    assert len([row for row in results.read_answers(out) if row["name"] == "asr_seen"]) == 2
-    assert [(e["name"], e["count"]) for e in results.read_results(out)] == [("ctc_seen", 5), ("asr_seen", 2)]
-
-
-def test_every_figure_follows_from_the_answers(model, processor, rows, tmp_path):
-    evaluate_rows(model, processor, rows, "asr", output_dir=tmp_path, max_new_tokens=3, progress=False)
-    (entry,), answers = results.read_results(tmp_path), results.read_answers(tmp_path)
-    assert results.rescore(entry, answers) == []
-    better = entry | {"value": entry["value"] / 2}
-    assert "value is" in results.rescore(better, answers)[0]
-    narrow = copy.deepcopy(entry)
-    narrow["also"]["cer"]["value"] = 0.0
-    assert "cer value" in results.rescore(narrow, answers)[0]
-    assert "count is 5" in results.rescore(entry, answers[1:] + [answers[0] | {"error": "lost"}])[
-        0
-    ] or results.rescore(entry, answers[1:])
-    assert "no answer" in results.rescore(entry, [])[0]
-
-
-def test_dataset_revision_depends_on_content_not_on_the_machine(rows):
-    moved = [
-        row | {"audio": {"path": "/elsewhere/" + row["audio"]["path"].rsplit("/", 1)[1], "bytes": None}}
-        for row in rows
-    ]
-    same = results.describe_dataset("a", moved)["revision"]
-    assert results.describe_dataset("a", rows)["revision"] == same
-    rows[0]["answer"] += "!"
-    assert results.describe_dataset("a", rows)["revision"] != same
-
-
-def test_files_by_name_and_task(tiny_model, tiny_ctc, processor, rows, tmp_path, capsys):
-    (tmp_path / "asr.jsonl").rename(tmp_path / "asr_seen.jsonl")
-    question = {"id": "q", "task": "text_qa", "instruction": "what is big", "answer": "small"}
-    (tmp_path / "text_qa.jsonl").write_text(json.dumps(question) + "\n")
-    files = [tmp_path / "asr_seen.jsonl", tmp_path / "text_qa.jsonl"]
-    done = evaluate_files(tiny_model, processor, files, limit=2, max_new_tokens=2, progress=False)
-    assert [(r.name, r.task, r.count) for r in done] == [("asr_seen", "asr", 2), ("text_qa", "text_qa", 1)]
-    done = evaluate_files(tiny_ctc, processor, files, progress=False)
-    assert [(r.name, r.task, r.count) for r in done] == [("asr_seen", "ctc", 5)]
-    mixed = tmp_path / "mixed.jsonl"
-    mixed.write_text(files[0].read_text() + files[1].read_text())
-    with pytest.raises(ValueError, match="tasks asr, text_qa"):
-        evaluate_files(tiny_model, processor, [mixed], progress=False)
-    # The command, on a saved model.
+def test_a_model_of_stage_one_is_asked_for_transcripts(tiny_ctc, processor, data, tmp_path, capsys):
     tiny_ctc.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    arguments = ["--model", str(tmp_path / "model"), "--data", str(files[0]), "--output", str(tmp_path / "out")]
-    assert main(arguments) == 0
-    assert "asr_seen: wer" in capsys.readouterr().out
+    assert main(["--model", str(tmp_path / "model"), "--data", str(data), "--output", str(tmp_path / "out")]) == 0
     (entry,) = results.read_results(tmp_path / "out")
-    assert entry["model"]["name"] == "model" and entry["value"] == done[0].value
-
-
-def test_pooling_runs(model, processor, rows, tmp_path):
-    for seed, some in enumerate((rows[:2], rows)):
-        evaluate_ctc(model, processor, some, name="a", output_dir=tmp_path / str(seed), progress=False)
-    first, second = (results.read_results(tmp_path / str(seed))[0] for seed in (0, 1))
-    pooled = results.pool([tmp_path / "0", tmp_path / "1"])["a"]
-    # Two words in every reference: the pooled rate is the mean weighted by items.
-    assert pooled.count == 7
-    assert pooled.value == pytest.approx((2 * first["value"] + 5 * second["value"]) / 7)
-    evaluate_ctc(model, processor, rows, name="a", normalizer="basic", output_dir=tmp_path / "0", progress=False)
-    with pytest.raises(ValueError, match="evaluate both alike"):
-        results.pool([tmp_path / "0", tmp_path / "1"])
-
-
-def test_answers_with_odd_line_ends_survive(tmp_path):
-    log = results.AnswerLog(tmp_path, "a")
-    text = "one\u2028two\x85three\nfour\r"
-    log.append([{"name": "a", "answer": text}])
-    results.AnswerLog(tmp_path, "b").append([{"name": "b", "answer": "x"}])
-    assert [row["answer"] for row in results.read_answers(tmp_path)] == [text, "x"]
-
-
-def test_model_revision_follows_the_weights(model):
-    before = results.describe_model(model)["revision"]
-    changed = copy.deepcopy(model)
-    with torch.no_grad():
-        changed.ctc_head.log_scale.add_(1)
-    assert results.describe_model(copy.deepcopy(model))["revision"] == before
-    assert results.describe_model(changed)["revision"] != before
-    assert results.describe_model(changed, "m", "abc")["revision"] == "abc"
-
-
-def test_the_model_keeps_its_mode(model, processor, rows):
-    model.train()
-    evaluate_rows(model, processor, rows[:1], "asr", max_new_tokens=2, progress=False)
-    assert model.training
-    model.eval()
-
-
-def test_batches_are_sorted_by_length_and_lose_nothing(rows):
-    batches = length_sorted_batches(rows, 2)
-    assert [len(batch) for batch in batches] == [2, 2, 1]
-    durations = [row["duration_s"] for batch in batches for row in batch]
-    assert durations == sorted(durations, reverse=True)
-    assert {row["id"] for batch in batches for row in batch} == {row["id"] for row in rows}
-
-
-def test_tasks():
-    assert set(TASKS) == {"asr", "st", "sound", "intent", "sound_class", "spoken_qa", "text_qa", "ctc"}
-    assert reference_of({"id": "a", "transcript": "x"}, get_task("ctc")) == "x"
-    with pytest.raises(ValueError, match="task 'song' is unknown; choose one of asr"):
-        get_task("song")
+    assert (entry["task"], entry["decoding"]["max_new_tokens"]) == ("ctc", None)
+    assert entry["value"] == evaluate_ctc(tiny_ctc, processor, list(load_rows(data)), progress=False).value
 
 
 @pytest.mark.parametrize(
-    ("argument", "published"),
+    ("options", "reason"),
     [
-        ("/home/name/my run", "my run"),
-        ("--output=/home/name/run", "--output=run"),
-        ("data=[/home/name/a b.jsonl,c/d.jsonl]", "data=[a b.jsonl,c/d.jsonl]"),
-        ("../../home/name/run", "run"),
-        ("runs/instruct", "runs/instruct"),
-        ("owner/model", "owner/model"),
-        ("What is said, and by whom?", "What is said, and by whom?"),
+        (["--tasks", "song"], "benchmark 'song' is unknown; choose one of librispeech_clean"),
+        (["--tasks", "meld", "--source", "meld"], "expected NAME=FOLDER"),
+        (["--tasks", "meld", "--source", "mustc_en_de=here"], "mustc_en_de is not among --tasks meld"),
+        (["--tasks", "librispeech_clean", "--source", "librispeech_clean=nowhere"], "nowhere"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
     ],
 )
-def test_the_published_command_names_no_folder_of_this_machine(argument, published, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/usr/bin/soundwave", "evaluate", argument])
-    assert shlex.split(results.command_line()) == ["soundwave", "evaluate", published]
+def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(options, reason, tmp_path):
+    with pytest.raises(ValueError, match=reason):
+        main(["--model", "there/is/no/such/model", "--output", str(tmp_path), *options])
 
 
-def test_recordings_elsewhere_keep_their_file_name_only(tmp_path, monkeypatch):
-    run = tmp_path / "runs" / "one"
-    assert results.portable_path(str(tmp_path / "runs" / "wav" / "a.wav"), run) == "../wav/a.wav"
-    assert results.portable_path(str(run / "a.wav"), run) == "a.wav"
-    assert results.portable_path(str(tmp_path / "data" / "a.wav"), run) == "a.wav"
-    monkeypatch.chdir(tmp_path)
-    assert results.portable_path(str(tmp_path / "runs" / "wav" / "a.wav"), "runs/one") == "../wav/a.wav"
-    assert results.portable_path("https://host/a.wav", "runs/one") == "https://host/a.wav"
+def test_two_test_sets_of_one_name_are_refused(tmp_path):
+    (tmp_path / "llama_questions_300.tsv").write_text("Questions\tAnswer\tWav Filename\nWho?\tHe\t1.wav\n")
+    options = ["--tasks", "llama_questions,llama_questions", "--source", f"llama_questions={tmp_path}"]
+    with pytest.raises(ValueError, match="several test sets are called llama_questions"):
+        main(["--model", "there/is/no/such/model", "--output", str(tmp_path / "out"), *options])
 
 
-def test_two_files_of_one_name_are_refused(tmp_path):
-    """The answers of one would take the place of the other's."""
-    with pytest.raises(ValueError, match="several files are called asr"):
-        evaluate_files(None, None, [tmp_path / "a" / "asr.jsonl", tmp_path / "b" / "asr.jsonl"])
+@pytest.mark.parametrize("options", [[], ["--model", "m"], ["--model", "m", "--output", "o"], ["--limit", "0"]])
+def test_an_incomplete_command_says_what_is_missing(options, capsys):
+    with pytest.raises(SystemExit):
+        main(options)
+    said = capsys.readouterr().err
+    assert any(words in said for words in ("missing", "nothing to ask", "at least 1"))
+
+
+def test_a_damaged_model_is_one_clear_line(saved, data, tmp_path):
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for path in saved.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="damaged.*weights"):
+        main(["--model", str(folder), "--data", str(data), "--output", str(tmp_path / "out")])
+
+
+def test_one_test_set_that_fails_leaves_the_others(saved, data, tmp_path, capsys):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(data.read_text().replace(".wav", ".gone"))
+    arguments = ["--model", str(saved), "--data", str(broken), str(data), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--max-new-tokens", "2"]) == 1
+    said = capsys.readouterr()
+    assert "asr_seen: wer" in said.out and "broken: none of 3 items was answered" in said.err
+    assert [entry["name"] for entry in results.read_results(tmp_path / "out")] == ["asr_seen"]
+
+
+def test_the_summary_names_areas_notes_and_cut_answers(saved, data, tmp_path, capsys):
+    main(["--model", str(saved), "--data", str(data), "--output", str(tmp_path), "--max-new-tokens", "1"])
+    (entry,) = results.read_results(tmp_path)
+    entry |= {"cut": 2, "notes": {"parse_failures": 1}, "areas": {"speech": {"value": 0.5, "interval": [0.4, 0.6]}}}
+    lines = summary(results.TaskResult(**entry)).splitlines()
+    assert lines[0].endswith("3 items, 0 failed, 2 cut at 1 tokens (--max-new-tokens), parse_failures: 1")
+    assert lines[1] == "  speech: 50.0% (40.0% to 60.0%)"
+
+
+def test_recorded_digits_with_another_prompt(saved, shared_data, tmp_path, capsys):
+    arguments = ["--model", str(saved), "--output", str(tmp_path), "--tasks", "spoken_digits", "--limit", "3"]
+    arguments += ["--source", f"spoken_digits={shared_data}", "--max-new-tokens", "2"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith("spoken_digits: ")
+    (entry,) = results.read_results(tmp_path)
+    assert entry["dataset"]["rows"] == 3 and entry["dataset"]["sampled_from"] > 3
+    assert main([*arguments, "--prompt", "Which digit?"]) == 1
+    assert "prompt 'Which number is spoken?', now 'Which digit?'" in capsys.readouterr().err

@@ -56,6 +56,9 @@ TRAIN = """
     }.items():
         assert not main([stage, *common, *extra, f"output_dir=runs/{stage}", f"hub_model_id=ours/{stage}"])
 
+    commits = [HfApi().model_info(f"ours/{stage}").sha for stage in ("align", "shrink")]
+    assert commits[0] in Path("runs/shrink/README.md").read_text()  # the cards name what they began with
+    assert all(commit in Path("runs/instruct/README.md").read_text() for commit in commits)
     torch.manual_seed(0)
     processor = SoundwaveProcessor.from_pretrained("runs/instruct")
     model = SoundwaveForConditionalGeneration.from_pretrained("runs/instruct", dtype=torch.float32).eval()

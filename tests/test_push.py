@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,8 +13,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from soundwave.apps import push as command
-from soundwave.model_card.build_card import CardError
-from soundwave.model_card.push_to_hub import PushRefused, gather, published_files, push_stage
+from soundwave.model_card.build_card import MARK
+from soundwave.model_card.figures import CardError
+from soundwave.model_card.push_to_hub import CheckFailed, PushRefused, gather, published_files, push_stage
 from soundwave.training.checkpoints import mark_complete
 from tests.local_hub import Faults, LocalHub
 
@@ -73,26 +75,34 @@ def pushed(hub: LocalHub, *arguments: object) -> str:
 
 
 def test_what_belongs_to_this_machine_stays_here(run):
-    private = ("optimizer.pt", "trainer_state.json", "skipped.jsonl", "nonfinite.jsonl", ".env", "complete.json")
+    private = (
+        *("optimizer.pt", "trainer_state.json", "skipped.jsonl", "nonfinite.jsonl", ".env", "complete.json"),
+        *("answers.settings.json", "answers.jsonl.rank0", "answers.jsonl.new", "results.json.new"),
+    )
     for name in private:
         (run / name).write_text("{}")
-    for folder in ("logs", "checkpoint-3", "_push", ".git"):
-        (run / folder).mkdir()
+    for folder in ("judge_replies/0a", "logs", "checkpoint-3", "_push", ".git", ".eval_results"):
+        (run / folder).mkdir(parents=True)
         (run / folder / "config.json").write_text("{}")
+    (run / ".eval_results" / "soundwave-asr.yaml").write_text("[]")
     (run / "curves").mkdir()
     (run / "curves" / "loss.png").write_bytes(b"\0")
     files = published_files(run)
     assert {"config.json", "model.safetensors", "speech_soundwave.py", "curves/loss.png"} <= files.keys()
-    assert not any(path in private or path.startswith(("logs", "checkpoint", "_", ".git")) for path in files)
+    assert not any(path in private or path.startswith(("judge", "logs", "checkpoint", "_", ".git")) for path in files)
+    assert [path for path in files if path.startswith(".")] == [".eval_results/soundwave-asr.yaml"]
 
 
 def test_a_checkpoint_is_gathered_beside_the_run_that_goes_on(cut_short, tmp_path):
     """The run may delete the checkpoint and write its log on: what is being pushed stays as it was."""
     target = tmp_path / "snapshot"
+    for name, text in (("results.json", "{}"), ("answers.jsonl", ""), ("README.md", MARK)):  # of an earlier result
+        (cut_short / name).write_text(text)
     gather(cut_short, cut_short / "checkpoint-1", target)
     before = {path.name: path.read_bytes() for path in target.iterdir()}
     assert {"model.safetensors", "config.json", "train_log.jsonl", "stage_config.yaml"} <= before.keys()
     assert not {"optimizer.pt", "trainer_state.json", "complete.json"} & before.keys()
+    assert not {"results.json", "answers.jsonl", "README.md"} & before.keys()
     (cut_short / "train_log.jsonl").write_text("more\n")
     (cut_short / "checkpoint-1" / "model.safetensors").unlink()
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
@@ -128,7 +138,7 @@ def test_what_was_given_is_explained(run, tmp_path):
     with pytest.raises(ValueError, match="name the repository with --to OWNER/NAME"):
         command.push(run)
     with pytest.raises(PushRefused, match="HF_HUB_OFFLINE is set"):  # as the tests run
-        command.push(run, to="ours/align")
+        command.push(run, to="ours/align", check=False)
 
 
 def test_a_name_that_the_licence_forbids_is_refused(run):
@@ -142,7 +152,7 @@ def test_a_name_that_the_licence_forbids_is_refused(run):
 def test_killed_in_the_middle_and_run_again(run, tmp_path):
     """A reader sees the old state until the new one is whole, and nothing that arrived is sent again."""
     with LocalHub(tmp_path / "hub") as hub:
-        pushed(hub, run)
+        pushed(hub, run, "--no-check")
         first, listing = hub.listing("ours/align", "best")
         assert set(listing) == set(published_files(run))
         assert {"README.md", "stage_config.yaml"} <= set(listing)
@@ -152,7 +162,7 @@ def test_killed_in_the_middle_and_run_again(run, tmp_path):
         save_file(tensors, run / "model.safetensors", {"format": "pt"})
         for step in ("PUT /lfs/", "/commit/"):  # the weights under way; all there, but not yet committed
             hub.faults = Faults(rate=1, kinds=("hang",), among=step)
-            process = soundwave_push(hub, run)
+            process = soundwave_push(hub, run, "--no-check")
             deadline = time.monotonic() + 100
             while not hub.faults.injected and time.monotonic() < deadline:
                 time.sleep(0.05)
@@ -162,7 +172,7 @@ def test_killed_in_the_middle_and_run_again(run, tmp_path):
             assert hub.listing("ours/align", "best")[0] == first
 
         hub.faults, hub.requests[:] = None, []
-        pushed(hub, run)
+        pushed(hub, run, "--no-check")
         assert hub.content("ours/align", "model.safetensors", "best") == (run / "model.safetensors").read_bytes()
         assert set(hub.listing("ours/align", "best")[1]) == set(listing)
         assert not any(line.startswith('"PUT /lfs/') for line in hub.requests)
@@ -170,7 +180,8 @@ def test_killed_in_the_middle_and_run_again(run, tmp_path):
 
 def test_a_run_cut_short_pushes_its_last_complete_checkpoint(cut_short, tmp_path):
     with LocalHub(tmp_path / "hub") as hub:
-        said = pushed(hub, cut_short, "--to", "ours/other", "--private")
+        said = pushed(hub, cut_short, "--to", "ours/other", "--private")  # with the check that it loads
+        assert "NOT checked" not in said and not any("/resolve/" in line for line in hub.requests)
         assert "is not finished" in said and "pushing checkpoint-1" in said
         files = hub.listing("ours/other")[1]  # not the branch of the run's own repository
         weights = (cut_short / "checkpoint-1" / "model.safetensors").read_bytes()
@@ -182,8 +193,81 @@ def test_a_run_cut_short_pushes_its_last_complete_checkpoint(cut_short, tmp_path
 
 def test_a_push_that_fails_is_one_line_and_exit_code_1(run, tmp_path):
     with LocalHub(tmp_path / "hub", Faults(rate=1, kinds=("401",))) as hub:
-        process = soundwave_push(hub, run)
+        process = soundwave_push(hub, run, "--no-check")
         output, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and not output
     lines = [line for line in errors.splitlines() if line.startswith("soundwave push:")]
-    assert len(lines) == 1 and "refuses the push to ours/align (401" in lines[0] and "hf auth login" in lines[0]
+    assert len(lines) == 2 and "NOT checked" in lines[0]
+    assert "refuses the push to ours/align (401" in lines[1] and "hf auth login" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "stage_config.yaml",
+            "stage: align\nhub_model_id: ours/align\nt: hf_" + 11 * "aB3" + "x",
+            "a Hugging Face token",
+        ),
+        ("notes.txt", "cprint\n(S'hi'\ntR.", "notes.txt is a pickle"),
+        ("report.md", "from /home/ada/clips/1.wav", "a path in a user's home folder"),
+        ("card.yaml", "data: [{name: tapes, task: asr, rows: 1, hours: 1, licence: }]", "no licence of tapes"),
+        ("card.yaml", "limits: [Its BLEU is 31.4]", "31.4, not found in results.json"),
+        ("speech_soundwave.py", "import soundwave", "does not load and answer"),
+    ],
+)
+def test_what_must_not_be_published_uploads_nothing(name, content, expected, run):
+    """Not with --no-check either, which leaves out the loading alone. The Hub is not asked for anything before: here,
+    offline, that would be another error.
+    """
+    (run / name).write_text(content)
+    with pytest.raises((CheckFailed, CardError), match=re.escape(expected)) as failure:
+        command.push(run, check=name.endswith(".py"))
+    assert "aB3aB3" not in str(failure.value)
+
+
+def test_our_card_is_made_anew_and_somebodys_own_is_kept(run, capsys):
+    """What changed since the training, an evaluation or a fact, is in the card that goes out."""
+    card = run / "README.md"
+
+    def card_of_a_push() -> str:
+        with pytest.raises(PushRefused, match="HF_HUB_OFFLINE is set"):  # after all checks
+            command.push(run, check=False)
+        assert "that it loads and answers without this package was NOT checked (--no-check)" in capsys.readouterr().err
+        return card.read_text()
+
+    assert "It knows tones only." not in card_of_a_push()
+    (run / "card.yaml").write_text("limits: [It knows tones only.]\n")
+    assert "- It knows tones only." in card_of_a_push()
+    own = "---\nlicense: mit\n---\n\n# My own words\n"
+    card.write_text(own)
+    assert card_of_a_push() == own
+
+
+def test_results_of_an_earlier_push_do_not_stay(run, tmp_path):
+    """Ours of the Hub's leaderboards go with the figures they stated; those that others added stay."""
+    results = run / ".eval_results"
+    results.mkdir()
+    for name in ("soundwave-old.yaml", "community.yaml"):
+        (results / name).write_text("[]\n")
+    script = """
+import sys
+from pathlib import Path
+from soundwave.model_card.push_to_hub import push_stage
+
+push_stage(sys.argv[1], "ours/align")
+for path in Path(sys.argv[1], ".eval_results").iterdir():
+    path.unlink()
+push_stage(sys.argv[1], "ours/align")
+"""
+    with LocalHub(tmp_path / "hub") as hub:
+        environment = os.environ | hub.environment() | {"OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, "-c", script, str(run)], cwd=ROOT, env=environment, check=True, timeout=120)
+        listing = {path for path in hub.listing("ours/align")[1] if path.startswith(".")}
+    assert listing == {".eval_results/community.yaml"}
+
+
+def test_a_failed_check_is_a_refusal(run):
+    (run / "weights.pt").write_bytes(b"")
+    with pytest.raises(CheckFailed, match="Nothing was pushed to ours/align: weights.pt is a pickle"):
+        push_stage(run, "ours/align", patience_s=60)

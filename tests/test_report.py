@@ -8,8 +8,8 @@ import soundfile
 from PIL import Image
 
 from soundwave.apps import pictures, report
-from soundwave.eval.evaluate import evaluate_ctc, evaluate_rows
 from soundwave.eval.results import read_answers, read_results
+from soundwave.eval.rows import evaluate_ctc, evaluate_rows
 from soundwave.modeling_soundwave.seams_soundwave import collapse_runs
 from tests.conftest import SAMPLING_RATE, tone
 

@@ -15,7 +15,7 @@ from soundwave.model_card.figures import CardError
 from soundwave.training.building import build_model
 from soundwave.training.checkpoints import LOG
 from soundwave.training.stages import ConfigError, StageConfig, load_config
-from soundwave.training.train import main, run_stage
+from soundwave.training.train import main, run_stage, train_stage
 from tests.local_hub import LocalHub
 from tests.training_rows import write_rows
 
@@ -78,6 +78,7 @@ def test_each_stage_leaves_a_repository_that_loads(runs):
     for name in ("one", "two", "three"):
         log = [json.loads(line) for line in open(runs / name / LOG)]
         assert sum("loss" in entry for entry in log) == 2 and "train_runtime" in log[-1]
+        assert log[0] == {"accelerator": "CPU", "devices": 1, "step": 0}
         assert not (runs / name / "README.md").exists() and not (runs / name / "training_args.bin").exists()
         assert str(runs) not in (runs / name / "stage_config.yaml").read_text()
     assert sum("eval_ce_loss" in json.loads(line) for line in open(runs / "three" / LOG)) == 2
@@ -176,6 +177,23 @@ def test_a_name_that_the_licence_forbids_is_refused_before_training(encoder_fold
     )
     with pytest.raises(CardError, match="call it 'Llama-one'"):
         run_stage(config)
+
+
+def test_a_card_that_cannot_be_written_is_no_failure_of_the_run(runs, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "card.yaml").write_text("limit: [it knows tones only]\n")
+    trainer = train_stage(
+        StageConfig.for_stage(
+            "instruct",
+            start=str(runs / "two"),
+            output_dir=str(tmp_path / "out"),
+            hub_model_id="ours/three",
+            **settings(runs),
+        )
+    )
+    trainer.background.wait()
+    assert "has no new card: card.yaml holds limit" in capsys.readouterr().err
+    assert (tmp_path / "out" / "complete.json").is_file() and not (tmp_path / "out" / "README.md").exists()
 
 
 def test_pushes_load_at_every_moment(runs, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soundwave.eval.evaluate import evaluate_ctc, evaluate_rows
+from soundwave.eval.rows import evaluate_ctc, evaluate_rows
 from soundwave.training import generating
 from soundwave.training.checkpoints import LOG
 from soundwave.training.data import load_rows
@@ -41,7 +41,7 @@ def row(task, answer, transcript=None, messages=None):
         (row("asr_two", "a b", ["a", "b"]), "wer", "wer"),
         (row("st", "rote Kisten", "red boxes"), "wer_st", "wer"),
         (row("intent", "order", "red boxes"), "accuracy_intent", "accuracy"),
-        (row("spoken_qa", "what : three", "what"), "accuracy_spoken_qa", "label_accuracy"),
+        (row("spoken_qa", "what : three", "what"), "accuracy_spoken_qa", "final_label_accuracy"),
         (row("emotion", "happy", None), "accuracy_emotion", "accuracy"),
         (row("two_clips", "happy", ["a", None]), "accuracy_two_clips", "accuracy"),
         (row("story", "one two three four five six seven eight nine"), None, None),

@@ -1,11 +1,14 @@
 """The model and processor that a stage begins with: from two components, or from the stage before."""
 
+import dataclasses
 from typing import Any
 
 import torch
 from transformers import AutoConfig
 
+from soundwave.model_card.lineage import read_stage_settings
 from soundwave.modeling_soundwave import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveForCTC
+from soundwave.modeling_soundwave.loading_soundwave import resolve_commit
 from soundwave.modeling_soundwave.same_llm_soundwave import check_sizes, check_vocabulary
 from soundwave.modeling_soundwave.weights_soundwave import WeightsError, find_shards, read_tensors
 from soundwave.processing import SoundwaveProcessor
@@ -14,6 +17,20 @@ from soundwave.training.quantization import check_installed, quantize_llm
 from soundwave.training.stages import ConfigError, StageConfig, check_field
 
 OUR_PARTS = ("alignment_adapter.", "ctc_head.", "shrinking_adapter.")
+
+
+def pin_start(config: StageConfig) -> StageConfig:
+    """The settings with the commit that `start_revision` means now: one for all reads, and for the card's lineage."""
+    if config.start is None:
+        return config
+    revision = config.start_revision or _begun_at(config)
+    return dataclasses.replace(config, start_revision=resolve_commit(config.start, revision))
+
+
+def _begun_at(config: StageConfig) -> str | None:
+    """The commit that a run to be resumed began with: the Hub may hold another since."""
+    before = read_stage_settings(config.output_dir) if config.resume else {}
+    return before.get("start_revision") if before.get("start") == config.portable()["start"] else None
 
 
 def build_model(config: StageConfig, dtype: torch.dtype = torch.float32) -> tuple[Any, SoundwaveProcessor]:

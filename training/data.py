@@ -32,16 +32,14 @@ from datasets import (
     load_from_disk,
 )
 
+from soundwave.training.errors import DataError
+
 logger = logging.getLogger(__name__)
 
 RECORDING = {"bytes": Value("binary"), "path": Value("string")}  # how Arrow stores an Audio column
 TURN = {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
 TEXT_FIELDS = ("id", "task", "instruction", "answer", "language", "source")
 FIELDS = ("id", "audio", "task", "instruction", "answer", "transcript", "language", "source", "duration_s", "messages")
-
-
-class DataError(ValueError):
-    """A row or source that does not fit the schema: says where, which field, and what was expected."""
 
 
 def load_rows(source: Any, root: str | Path = "") -> Dataset:

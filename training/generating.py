@@ -15,8 +15,10 @@ import torch
 from tqdm.auto import tqdm
 from transformers import Trainer
 
-from soundwave.eval.evaluate import Row, answer_safely, ctc_answerer, length_sorted_batches, llm_answerer
-from soundwave.eval.tasks import CTC, LOWER_IS_BETTER, TASKS, Task, reference_of
+from soundwave.eval.batches import Answered, answer_in_batches, describe_error, longest_first
+from soundwave.eval.models.soundwave import Row, ctc_answerer, llm_answerer
+from soundwave.eval.scoring import METRICS
+from soundwave.eval.tasks import CTC, TASKS, Task, reference_of
 from soundwave.training.incidents import report
 from soundwave.training.stages import ConfigError, StageConfig
 
@@ -73,7 +75,7 @@ def figure_of(row: Row, ctc: bool) -> tuple[str, Task] | None:
     spoken = [text or "" for text in transcript] if isinstance(transcript, list) else [transcript or ""]
     if row["task"] == "asr" or answer == " ".join(spoken):
         return "wer", TASKS["asr"]
-    if task.metric in LOWER_IS_BETTER:
+    if METRICS[task.metric].lower_is_better:
         return f"{task.metric}_{task.name}", task
     if task.name not in TASKS and len(answer.split()) > SHORT_ANSWER_WORDS:
         return None
@@ -118,11 +120,9 @@ class AnsweringMixin(Trainer):
             if self.is_world_process_zero():
                 _say_left_out()
             return {}
-        from soundwave.eval.scoring import METRICS  # needs jiwer, which only validation by generation does
-
         chosen = self._sample(dataset, check.rows)
-        names = sorted({name for _, name, _ in chosen})
-        counts = {name: [0, 0] for name in (*names, "unanswered")}  # counted, out of
+        metrics = {name: METRICS[task.metric] for _, name, task in sorted(chosen, key=lambda each: each[1])}
+        sums = {name: np.zeros(1 + metric.size) for name, metric in metrics.items()}  # rows, the metric's numbers
         errors = []
         mine = chosen[self.args.process_index :: self.args.world_size]
         asked = {row: (name, task) for row, name, task in mine}
@@ -130,17 +130,19 @@ class AnsweringMixin(Trainer):
         for row, answer, error in self._answers(rows, check.max_new_tokens):
             name, task = asked[row["number"]]
             if error is not None:
-                errors.append(f"{row['id']!r}, {error}")
+                errors.append(f"{row['id']!r}, {describe_error(error)}")
                 continue
-            counted, out_of = METRICS[task.metric](reference_of(row, task), answer, task.normalizer)
-            counts[name][0] += counted
-            counts[name][1] += out_of
+            scored = {"id": row["id"], "reference": reference_of(row, task), "answer": answer}
+            sums[name] += (1, *metrics[name].statistics(scored, {"normalizer": task.normalizer}))
         if errors:
-            counts["unanswered"][0] = len(errors)
             report(f"validation: no answer to {len(errors)} of {len(asked)} rows, the first {errors[0]}")
-        total = self.accelerator.reduce(torch.tensor(list(counts.values()), device=self.args.device), "sum").tolist()
-        figures = {name: hits / out_of for name, (hits, out_of) in zip(counts, total, strict=True) if out_of}
-        return figures | ({"unanswered": total[-1][0]} if total[-1][0] else {})
+        # Not every device has 64 bit; these are counts, exact in 32.
+        counted = torch.tensor(np.concatenate([*sums.values(), [len(errors)]]), dtype=torch.float32)
+        total = self.accelerator.reduce(counted.to(self.args.device), "sum").cpu().double().numpy()
+        *parts, unanswered = np.split(total, np.cumsum([len(part) for part in sums.values()]))
+        values = {name: metrics[name].combine(part[1:]) for name, part in zip(sums, parts, strict=True) if part[0]}
+        figures = {name: value for name, value in values.items() if not np.isnan(value)}
+        return figures | ({"unanswered": int(unanswered[0])} if unanswered[0] else {})
 
     def _determine_best_metric(self, metrics, trial):
         """The library's; a validation without the figure (no row of it was answered) cannot be the best."""
@@ -150,18 +152,19 @@ class AnsweringMixin(Trainer):
             return False
         return super()._determine_best_metric(metrics, trial)
 
-    def _answers(self, rows: list[Row], max_new_tokens: int) -> Iterator[tuple[Row, str | None, str | None]]:
-        """(row, answer, error) of rows, in an order of their own."""
+    def _answers(self, rows: list[Row], max_new_tokens: int) -> Iterator[Answered[Row]]:
+        """Rows with their answers or errors, the longest first."""
         answerer = ctc_answerer if self.stage == "align" else llm_answerer
         cache = getattr(self.data_collator, "cache", None)  # a collator of the user's own has none
         autocast = self.accelerator.autocast  # frozen and trained parts may be of two types
-        answer, _ = answerer(self.model, self.processing_class, cache, max_new_tokens, autocast)
+        answer = answerer(self.model, self.processing_class, cache, max_new_tokens, autocast)
+        rows = longest_first(rows, lambda row: (row["duration_s"] or 0.0, len(row["instruction"] or "")))
         hidden = self.args.disable_tqdm or not self.is_world_process_zero()
         training = self.model.training
         self.model.eval()
         with tqdm(total=len(rows), desc="answering", unit="row", leave=False, disable=hidden) as bar:
-            for batch in length_sorted_batches(rows, self.args.per_device_eval_batch_size):
-                yield from answer_safely(answer, batch)
+            for batch in answer_in_batches(answer, rows, self.args.per_device_eval_batch_size, report):
+                yield from batch
                 bar.update(len(batch))
         self.model.train(training)
 

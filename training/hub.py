@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers import Trainer
 
+from soundwave.model_card.checks import check_card
 from soundwave.model_card.push_to_hub import (
     PushError,
     PushRefused,
@@ -160,8 +161,9 @@ class HubMixin(Trainer):
 def push_result(trainer: Any, config: StageConfig) -> None:
     """Push what a run has saved, with `config.hub_patience_s`.
 
-    A Hub that does not take it is no failure of the run: the result is on disk, and one line on stderr names the
-    command that pushes it.
+    Card and files are checked first; not that it loads in a process of its own, see `model_card.checks`. A check that
+    fails, or a Hub that does not take it, is no failure of the run: the result is on disk, and one line on stderr
+    names the command that pushes it.
     """
     if config.hub_model_id is None or not trainer.is_world_process_zero():
         return
@@ -169,6 +171,7 @@ def push_result(trainer: Any, config: StageConfig) -> None:
     reason = ""
     if trainer.background.refused is None:  # what was refused was said when it was
         try:
+            check_card(config.output_dir, config.hub_model_id)
             message = f"Stage {config.table.number}: {config.stage}"
             trainer.push_to_hub(commit_message=message, patience_s=config.hub_patience_s)
             return

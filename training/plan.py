@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from soundwave.model_card.build_card import check_name, llama_version
+from soundwave.model_card.licences import check_name, llama_version
 from soundwave.processing.messages_soundwave import ChatError
 from soundwave.training.arguments import check_best_metric, resolve_dtype, training_arguments
 from soundwave.training.batching import SHORTEST_S
-from soundwave.training.building import build_processor, build_skeleton, check_start
+from soundwave.training.building import build_processor, build_skeleton, check_start, pin_start
 from soundwave.training.checkpoints import Beginning, beginning, deciding_settings, refuse_old_checkpoints
 from soundwave.training.data import load_rows, transcripts, with_audio
 from soundwave.training.freezing import freeze
@@ -127,6 +127,7 @@ def make_plan(config: StageConfig) -> Plan:
     Raises:
         ValueError: as `train.train_stage` (`ConfigError`, `DataError`, `WeightsError`, `CardError`).
     """
+    config = pin_start(config)
     if not config.resume:
         refuse_old_checkpoints(config.output_dir)
     args, dtype = training_arguments(config), resolve_dtype(config)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
@@ -15,6 +16,13 @@ class StageCallback(TrainerCallback):
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Note what the run is on, in a line of its own; again only if it goes on with something else."""
+        hardware = {"accelerator": accelerator_name(args.device), "devices": args.world_size}
+        noted = [entry for entry in state.log_history if "devices" in entry]
+        if not noted or any(noted[-1][name] != value for name, value in hardware.items()):
+            state.log_history.append({**hardware, "step": state.global_step})
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         """Set the sampler's epoch and log its temperature and exact counts."""
@@ -51,6 +59,13 @@ class StageCallback(TrainerCallback):
             self.trainer.write_log()
 
     on_train_end = on_save
+
+
+def accelerator_name(device: torch.device) -> str:
+    """What a device is called by its maker: ``"NVIDIA H100 80GB HBM3"``; ``"CPU"``; else its type."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "CPU" if device.type == "cpu" else device.type
 
 
 class Progress(ProgressCallback):

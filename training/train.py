@@ -18,7 +18,9 @@ from datasets import Dataset
 from transformers import TrainingArguments, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from soundwave.model_card.build_card import build_card, check_name, llama_version
+from soundwave.model_card.build_card import CARD, is_free, write_card
+from soundwave.model_card.figures import CardError
+from soundwave.model_card.licences import check_name, llama_version
 from soundwave.training.arguments import (
     check_best_metric,
     resolve_dtype,
@@ -27,12 +29,13 @@ from soundwave.training.arguments import (
 )
 from soundwave.training.augment import SpecAugment
 from soundwave.training.batching import LengthBatches, row_seconds
-from soundwave.training.building import build_model
-from soundwave.training.checkpoints import beginning, deciding_settings, refuse_old_checkpoints, write_whole
+from soundwave.training.building import build_model, pin_start
+from soundwave.training.checkpoints import beginning, deciding_settings, refuse_old_checkpoints
 from soundwave.training.data import load_rows, recordings, with_audio
 from soundwave.training.encoder_cache import EncoderCache
 from soundwave.training.generating import AnswerCheck
 from soundwave.training.hub import push_result
+from soundwave.training.incidents import report
 from soundwave.training.lora import LORA_IN
 from soundwave.training.mixture import MixtureSampler
 from soundwave.training.plan import make_plan
@@ -78,6 +81,7 @@ def train_stage(config: StageConfig) -> SoundwaveTrainerMixin:
     """
     if not config.resume:
         refuse_old_checkpoints(config.output_dir)
+    config = pin_start(config)
     trainer = make_trainer(config)
     begin = beginning(config, trainer.run_settings)
     if begin.finished:
@@ -144,10 +148,12 @@ def _save_result(trainer: SoundwaveTrainerMixin, config: StageConfig) -> None:
         config = with_lora_of(trainer.accelerator.unwrap_model(trainer.model), config)
         config.save(Path(config.output_dir) / CONFIG_FILE)
         write_run_report(config.output_dir)
-        card = Path(config.output_dir) / "README.md"
-        if config.hub_model_id is not None and not card.exists():
-            write_whole(card, build_card(config.output_dir, config.hub_model_id))
         trainer.mark_finished()
+        if config.hub_model_id is not None and is_free(Path(config.output_dir) / CARD):
+            try:
+                write_card(config.output_dir, config.hub_model_id)
+            except CardError as error:  # a slip in card.yaml is no failure of the run
+                report(f"{config.output_dir} has no new card: {error}")
 
 
 def with_lora_of(model: Any, config: StageConfig) -> StageConfig:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from soundwave import SoundwaveConfig, SoundwaveForConditionalGeneration, SoundwaveProcessor
-from soundwave.eval.evaluate import evaluate_files
-from soundwave.model_card.build_card import build_card
+from soundwave.eval.rows import evaluate_files
+from soundwave.model_card.build_card import write_card
 
 LIMIT_BYTES = 5_000_000
 
@@ -49,7 +49,8 @@ def pack(run: str | Path, output: str | Path, name: str = "soundwave/soundwave-t
         processor = SoundwaveProcessor.from_pretrained(made)
         names = sorted(str(path) for path in (run / "corpus" / "test").glob("*.jsonl"))
         evaluate_files(model, processor, names, output_dir=made, command="python -m soundwave.training.tiny.pack")
-        (made / "README.md").write_text(build_card(made, name, answers_stay=False), encoding="utf-8")
+        write_card(made, name, answers_stay=False)
+        (made / "answers.settings.json").unlink()
         (made / "answers.jsonl").unlink()  # as large as the weights; `results.json` keeps what was counted
         size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
         if size > LIMIT_BYTES:

@@ -4,7 +4,7 @@
 import datasets
 import evaluate
 
-from soundwave.eval.scoring import score
+from soundwave.eval.metrics import score_columns
 
 _DESCRIPTION = "Corpus-level word error rate: substitutions, deletions and insertions over the reference words."
 _INPUTS = """
@@ -12,6 +12,7 @@ Args:
     predictions (list of str): answers.
     references (list of str): what was said.
     normalizer (str): "none" (default), "basic" or "english" (Whisper's normalisers).
+    spellings (str): folder or Hub id of a Whisper model, whose British and American spellings "english" then unifies.
 Returns:
     wer (float), interval (two floats: 95% bootstrap), count (int).
 """
@@ -22,7 +23,7 @@ class Wer(evaluate.Metric):
     """Word error rate, see the module's description."""
 
     def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string", id="sequence")
+        text = datasets.Value("string")
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation="",
@@ -30,6 +31,12 @@ class Wer(evaluate.Metric):
             features=datasets.Features({"predictions": text, "references": text}),
         )
 
-    def _compute(self, predictions: list[str], references: list[str], normalizer: str = "none") -> dict:
-        result = score("wer", references, predictions, normalizer)
-        return {"wer": result.value, "interval": list(result.interval), "count": result.count}
+    def _compute(
+        self,
+        predictions: list[str],
+        references: list[str],
+        normalizer: str = "none",
+        spellings: str | None = None,
+    ) -> dict:
+        columns = {"answer": predictions, "reference": references}
+        return score_columns(["wer"], columns, {"normalizer": normalizer, "spellings": spellings})

@@ -1,0 +1,79 @@
+"""What people state of a run: read from ``card.yaml``, refused where it is something else; names and licences."""
+
+import pytest
+
+from soundwave.model_card.facts import CardFacts, data_summary
+from soundwave.model_card.figures import CardError
+from soundwave.model_card.licences import base_models, check_name, llama_version, weights_licence
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing yet\n", "---\n", "limits:\nspeech:\n"])
+def test_a_file_with_nothing_in_it_states_nothing(text, tmp_path):
+    (tmp_path / "card.yaml").write_text(text)
+    assert CardFacts.read(tmp_path) == CardFacts()
+
+
+def test_what_is_saved_is_read(tmp_path):
+    facts = CardFacts(speech="a | b", languages=["en"], energy_kwh=1.5, energy_meter="the wall", limits=["Ünder"])
+    facts.save(tmp_path)
+    assert CardFacts.read(tmp_path) == facts
+    assert CardFacts.read(tmp_path / "none") == CardFacts()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("speach: none\n", "card.yaml holds speach; the fields are speech"),
+        ("- speech\n", "expected lines such as 'speech: read sentences'"),
+        ("speech: [\n", "card.yaml is not YAML"),
+        ("languages: en\n", "languages: 'en', expected a list of texts"),
+        ("limits: [1]\n", r"limits: \[1\], expected a list of texts"),
+        ("data: [{name: a, task: asr}]\n", "expected a list whose entries have name, task, rows, hours, licence"),
+        ("base_licences: {whisper: MIT}\n", "expected encoder: LICENCE and llm: LICENCE"),
+        ("energy_kwh: 2\n", "give both or neither"),
+        ("{energy_kwh: -2, energy_meter: wall}\n", "a number above 0"),
+        ("license: true\n", "license: True, expected a text"),
+    ],
+)
+def test_what_cannot_be_a_fact_is_named(text, expected, tmp_path):
+    (tmp_path / "card.yaml").write_text(text)
+    with pytest.raises(CardError, match=expected):
+        CardFacts.read(tmp_path)
+
+
+def test_data_summary_counts_rows_and_hours():
+    rows = [
+        {"source": "voices", "task": "asr", "duration_s": 1800.0},
+        {"source": "voices", "task": "asr", "duration_s": 1800.0},
+        {"source": "text", "task": "text_qa", "duration_s": None},
+    ]
+    assert data_summary(rows, {"voices": "CC0-1.0"}) == [
+        {"name": "text", "task": "text_qa", "rows": 1, "hours": 0.0, "licence": "not stated"},
+        {"name": "voices", "task": "asr", "rows": 2, "hours": 1.0, "licence": "CC0-1.0"},
+    ]
+
+
+def test_llama_is_known_by_its_vocabulary_too():
+    text = {"model_type": "llama", "vocab_size": 128256}
+    assert llama_version({"text_model_id": None, "text_config": text}) == "3.1"
+    assert llama_version({"text_model_id": "meta-llama/Llama-3.2-1B", "text_config": text}) == "3.2"
+    for size in ("8B", "70B"):  # of the first Llama 3
+        assert llama_version({"text_model_id": f"meta-llama/Meta-Llama-3-{size}", "text_config": text}) == "3"
+    assert llama_version({"text_model_id": "Qwen/Qwen3-8B", "text_config": {"model_type": "qwen3"}}) is None
+    check_name("anything", None)
+
+
+def test_licences_of_the_base_models():
+    config = {
+        "audio_model_id": "openai/whisper-large-v3",
+        "audio_model_revision": None,
+        "text_model_id": "Qwen/Qwen3-8B",
+        "text_model_revision": "b" * 40,
+        "text_config": {"model_type": "qwen3"},
+    }
+    encoder, llm = base_models(config, CardFacts(base_licences={"llm": "Apache-2.0, as its card says"}))
+    assert encoder["licence"] == "Apache-2.0" and "changed by the training" in encoder["model"]
+    assert llm["licence"] == "Apache-2.0, as its card says" and "b" * 40 in llm["model"]
+    assert base_models(config, CardFacts())[1]["licence"] == "see its repository"
+    assert weights_licence(config, CardFacts()) == "apache-2.0"
+    assert weights_licence(config, CardFacts(license="cc-by-4.0")) == "cc-by-4.0"

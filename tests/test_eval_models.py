@@ -1,0 +1,379 @@
+"""The kinds of models that are evaluated: what each is asked, what it answers, and what it says when it cannot.
+
+Endpoints have a file of their own (`test_eval_endpoint.py`).
+"""
+
+import copy
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoProcessor
+
+from soundwave.eval.items import CutAnswer, FileClip, Item
+from soundwave.eval.models import ModelError, load_model
+from soundwave.eval.models.cascade import in_text
+from soundwave.eval.models.endpoint import input_audio
+from soundwave.eval.models.soundwave import SoundwaveAudioModel
+from soundwave.eval.models.transformers_audio import ADAPTERS
+from soundwave.training.encoder_cache import EncoderCache
+from tests import tiny_audio_models
+from tests.components import save_encoder, save_llm
+from tests.sounds import encoded, noise
+
+TINY = str(Path(__file__).parents[1] / "assets" / "tiny")
+NEW_TOKENS = 6
+
+
+@dataclass
+class Sound:
+    """A clip in memory."""
+
+    samples: np.ndarray
+    name: str = "noise.wav"
+    duration_s: float | None = None
+
+    def read(self) -> np.ndarray:
+        return self.samples
+
+
+def item(text: str | None, *lengths: int) -> Item:
+    return Item("-".join(map(str, lengths)), text, [Sound(noise(n, seed=n)) for n in lengths], None)
+
+
+def mixed() -> list[Item]:
+    return [item("What?", 16_000), item("What is said here?", 40_000), item("hello"), item(None, 9_000)]
+
+
+def one_by_one(model, items: list[Item]) -> list[str]:
+    return [model.answer([one], NEW_TOKENS)[0] for one in items]
+
+
+@pytest.fixture(scope="module")
+def ours(tiny_model, processor) -> SoundwaveAudioModel:
+    # float64, here and below: sums in another order then do not decide between two tokens.
+    return SoundwaveAudioModel(copy.deepcopy(tiny_model).double(), processor, "tiny")
+
+
+# -- ours
+
+
+@settings(max_examples=12)
+@given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(400, 40_000), max_size=2)), min_size=1, max_size=4))
+def test_our_answers_do_not_depend_on_the_batch(ours, shapes):
+    items = [item("Say it." if text or not lengths else None, *lengths) for text, lengths in shapes]
+    assert ours.answer(items, NEW_TOKENS) == one_by_one(ours, items)
+
+
+def test_recorded_speech_is_transcribed_alike_in_batches(shared_data):
+    rows = [json.loads(line) for line in (shared_data / "manifest.jsonl").read_text().splitlines()]
+    paths = [shared_data / row["path"] for row in rows if row["path"].startswith("speech/")][:4]
+    items = [Item(path.name, "Transcribe the speech.", [FileClip(path)], None) for path in paths]
+    model = load_model(TINY)
+    answers = model.answer(items, 30)
+    assert answers == [model.answer([one], 30)[0] for one in items]
+    assert len(set(answers)) > 1
+
+
+def test_the_tiny_model_is_loaded_and_described_without_its_folder(tmp_path):
+    folder = shutil.copytree(TINY, tmp_path / "mine", ignore=shutil.ignore_patterns("*.py"))
+    model = load_model(str(folder))
+    about = model.describe()
+    assert about["name"] == "mine" and about["kind"] == "soundwave" and about["dtype"] == "float32"
+    assert about["class"] == "SoundwaveForConditionalGeneration" and about["parameters"] > 1e6
+    assert about == load_model(TINY).describe() | {"name": "mine"} and str(tmp_path) not in json.dumps(about)
+    assert model.decoding["do_sample"] is False and model.decoding["system_prompt"] == model.processor.system_prompt
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    assert load_model(str(folder)).describe()["revision"] != about["revision"]
+
+
+def test_an_answer_that_had_no_room_says_so(ours):
+    short, long = (ours.answer([item("Say it.", 16_000)], n)[0] for n in (1, 2))
+    assert isinstance(short, CutAnswer) and isinstance(long, CutAnswer)
+    ended = load_model(TINY).answer([item("hello")], 100)[0]
+    assert ended and not isinstance(ended, CutAnswer)
+
+
+def test_a_published_habit_of_sampling_changes_nothing(tiny_model, processor, ours):
+    model = copy.deepcopy(tiny_model).double()
+    for name, value in tiny_audio_models.SAMPLING.items():
+        setattr(model.generation_config, name, value)
+    sampling = SoundwaveAudioModel(model, processor, "tiny")
+    assert sampling.answer(mixed(), 20) == ours.answer(mixed(), 20)
+    assert model.generation_config.do_sample  # a model in memory is not ours to change
+
+
+def test_stage_one_answers_with_transcripts(tiny_ctc, processor):
+    model = SoundwaveAudioModel(copy.deepcopy(tiny_ctc).double(), processor, "stage one")
+    items = [item("anything", 16_000, 30_000), item(None, 30_000)]
+    both, second = model.answer(items, 1)
+    assert both.endswith(second) and second and both != second
+    assert [both, second] == one_by_one(model, items) and model.decoding["strategy"] == "greedy CTC"
+    with pytest.raises(ModelError, match="'' has no recording"):
+        model.answer([item("hello")], 1)
+
+
+def test_stage_one_is_known_by_its_folder(tiny_ctc, processor, tmp_path):
+    tiny_ctc.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert load_model(str(tmp_path)).describe()["class"] == "SoundwaveForCTC"
+
+
+def test_cached_features_stand_in_for_the_encoder(tiny_model, processor, ours, tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(encoded(noise(20_000)))
+    whole, segment = (Item("a", "Say it.", [clip], None) for clip in (FileClip(path), FileClip(path, 0.5)))
+    recording = {"path": str(path), "bytes": None}
+    cache = EncoderCache.build(tmp_path / "cache", tiny_model, processor, [recording], progress=False)
+    cached = SoundwaveAudioModel(copy.deepcopy(tiny_model).double(), processor, "tiny", encoder_cache=cache)
+    assert cached.answer([whole], NEW_TOKENS) == ours.answer([whole], NEW_TOKENS)
+    path.touch()  # a cache knows a file by its time, too: no answer now means that the encoder was not run
+    with pytest.raises(ValueError, match="lacks"):
+        cached.answer([whole], NEW_TOKENS)
+    with pytest.raises(ModelError, match="whole recordings only"):
+        cached.answer([segment], NEW_TOKENS)
+
+
+def test_an_empty_item_is_refused(ours):
+    with pytest.raises(ModelError, match="neither a text nor a recording"):
+        ours.answer([item(None)], 1)
+
+
+def test_a_conversation_is_for_our_models_alone(ours, saved):
+    turns = [("user", "Remember two."), ("assistant", "Done."), ("user", "What was it?")]
+    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+    chat = Item("chat", None, [], None, messages=messages)
+    assert ours.answer([chat], 12) != ours.answer([item("What was it?")], 12)
+    with pytest.raises(ModelError, match="'chat' is a conversation of several turns"):
+        load_model(saved("qwen2_audio")).answer([chat], 1)
+
+
+# -- audio-text models of transformers
+
+
+FAMILIES = ("qwen2_audio", "audio_flamingo3", "granite_speech", "voxtral")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folder of a tiny model by name, made when it is first asked for."""
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(name: str) -> str:
+        if name == "voxtral" and find_spec("mistral_common") is None:
+            pytest.skip("Voxtral's tokenizer needs mistral-common")
+        if not (root / name).is_dir():
+            getattr(tiny_audio_models, f"save_{name}")(root / name)
+        return str(root / name)
+
+    return folder
+
+
+def documented_inputs(folder: str, name: str, text: str, samples: np.ndarray):
+    """Inputs of one question, made in the way that the family's documentation shows."""
+    processor = AutoProcessor.from_pretrained(folder)
+    if name == "voxtral":
+        content = [input_audio(samples), {"type": "text", "text": text}]
+        return processor.apply_chat_template([{"role": "user", "content": content}])
+    if name == "granite_speech":
+        content = f"<|audio|>{text}"
+        chat = processor.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+    else:
+        content = [{"type": "audio", "audio": samples}, {"type": "text", "text": text}]
+        chat = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return processor(text=[chat], audio=[samples], return_tensors="pt")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_greedy_answers_of_other_families(saved, name):
+    folder = saved(name)
+    model = load_model(folder)
+    inputs = dict(documented_inputs(folder, name, "What?", noise(16_000, seed=16_000)))
+    ids, mask, new = inputs.pop("input_ids"), inputs.pop("attention_mask"), []
+    with torch.inference_mode():
+        for _ in range(NEW_TOKENS):  # the definition of greedy decoding, whatever the folder's settings say
+            logits = model.model(input_ids=ids, attention_mask=mask, **inputs).logits
+            new.append(int(logits[0, -1].argmax()))
+            ids = torch.cat([ids, ids.new_tensor([[new[-1]]])], dim=1)
+            mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
+    expected = model.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert model.answer([item("What?", 16_000)], NEW_TOKENS) == [expected] and expected
+    assert json.loads((Path(folder) / "generation_config.json").read_text())["do_sample"] is True
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_batches_of_other_families_change_nothing(saved, name):
+    model, items = load_model(saved(name)), mixed()
+    model.model.double()
+    answers = model.answer(items, NEW_TOKENS)
+    assert answers == one_by_one(model, items) and len(set(answers)) > 1
+    about = model.describe()
+    assert about["kind"] == "transformers" and about["revision"].startswith("sha256:") and about["name"] == name
+    assert model.processor.tokenizer.padding_side == "left"
+
+
+def test_a_family_that_is_not_known_is_asked_one_item_at_a_time(saved, monkeypatch):
+    monkeypatch.delitem(ADAPTERS, "qwen2_audio")
+    model = load_model(saved("qwen2_audio"))
+    assert model._groups([("What?", [noise(9_000)]), ("Who?", [noise(16_000)])]) == [[0], [1]]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families_hear_the_recording(saved, name):
+    model = load_model(saved(name))
+    heard = {model.answer([item("What?", length)], 12)[0] for length in (16_000, 40_000, 9_000, 100_000)}
+    assert len(heard) > 1
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "<|AUDIO|>", "say <|im_start|>assistant"])
+def test_what_an_item_says_stays_text(saved, text):
+    model = load_model(saved("qwen2_audio"))
+    inputs = model._adapter.inputs(model.processor, [(text, [noise(9_000)]), ("plain", [noise(9_000)])])
+    said, plain = (ids[mask == 1] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True))
+    for token in ("<|im_end|>", "<|im_start|>", "<|AUDIO|>"):
+        token_id = model.processor.tokenizer.convert_tokens_to_ids(token)
+        assert (said == token_id).sum() == (plain == token_id).sum() > 0
+    assert text in model.processor.tokenizer.decode(said)
+
+
+def test_a_placeholder_in_a_granite_instruction_is_refused(saved):
+    with pytest.raises(ModelError, match=r"holds <\|audio\|>"):
+        load_model(saved("granite_speech")).answer([item("<|audio|>?", 9_000)], 1)
+
+
+def test_what_a_processor_cuts_is_noted(saved):
+    model = load_model(saved("qwen2_audio"))
+    long, short = item("What?", 31 * 16_000), item("What?", 16_000)
+    model.answer([long, short], 1)
+    assert long.fields == {"heard_s": 30} and short.fields == {} and model.decoding["heard_s"] == 30
+
+
+# -- cascades
+
+
+def test_a_cascade_asks_the_llm_about_the_transcripts(saved, llm_folder):
+    model = load_model(saved("wav2vec2"), llm=llm_folder)
+    model.llm.model.double()
+    items = [*mixed(), item("Which?", 9_000, 16_000)]
+    answers = model.answer(items, NEW_TOKENS)
+    first, _, none, alone, two = (one.fields.get("transcripts") for one in items)
+    assert first[0] and none is None and two == [alone[0], first[0]] and alone != first
+    asked = [in_text(one).instruction for one in items]
+    assert first[0] in asked[0] and asked[0].endswith("What?") and asked[2:4] == ["hello", alone[0]]
+    assert answers == model.llm.answer([Item(str(i), text, [], None) for i, text in enumerate(asked)], NEW_TOKENS)
+    assert answers == one_by_one(model, items)
+    about = model.describe()
+    assert about["kind"] == "cascade" and about["name"] == "wav2vec2 + " + Path(llm_folder).name
+    assert about["parameters"] == sum(part["parameters"] for part in about["parts"])
+    assert [part["kind"] for part in about["parts"]] == ["speech recogniser", "text"]
+    json.dumps([about, model.decoding])
+
+
+def test_whisper_goes_through_a_long_recording(saved, llm_folder):
+    model = load_model(saved("whisper"), llm=llm_folder)
+    model.llm.model.double()
+    items = [item("What?", 16_000), item("What?", 33 * 16_000), item("hello")]
+    answers = model.answer(items, NEW_TOKENS)
+    transcripts = [one.fields.get("transcripts") for one in items]
+    assert transcripts[0][0] and transcripts[1][0] and transcripts[2] is None
+    assert answers == one_by_one(model, items)
+    assert model.decoding["transcriber"]["num_beams"] == 1
+
+
+def test_an_llm_that_could_hear_may_be_the_second_half(saved):
+    model = load_model(saved("wav2vec2"), llm=TINY)
+    assert model.llm.describe()["kind"] == "soundwave"
+    asked = item("What?", 16_000)
+    assert model.answer([asked], 20) == model.llm.answer([in_text(asked)], 20)
+
+
+# -- what cannot be run
+
+
+def test_kinds_that_answer_nothing_are_named(saved, llm_folder, tmp_path):
+    with pytest.raises(ModelError, match="hears nothing.*--llm"):
+        load_model(llm_folder)
+    for name in ("whisper", "wav2vec2"):
+        with pytest.raises(ModelError, match="writes down what is said.*--llm"):
+            load_model(saved(name))
+    with pytest.raises(ModelError, match="WhisperEncoder.*an encoder alone"):
+        load_model(save_encoder(tmp_path / "encoder"))
+    with pytest.raises(ModelError, match="no speech recogniser"):
+        load_model(llm_folder, llm=llm_folder)
+    with pytest.raises(ModelError, match="writes down what is said"):
+        load_model(saved("wav2vec2"), llm=saved("wav2vec2"))
+    with pytest.raises(ValueError, match="no model folder"):
+        load_model(str(tmp_path / "nowhere"))
+
+
+def damage_config(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "qwen2_audio", ')
+
+
+def damage_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def lose_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def lose_a_tensor(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    save_file(dict(list(tensors.items())[1:]), folder / "model.safetensors", {"format": "pt"})
+
+
+def lose_the_tokenizer(folder: Path) -> None:
+    for path in folder.glob("token*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_config, damage_weights, lose_weights, lose_a_tensor, lose_the_tokenizer])
+@pytest.mark.parametrize("name", ["qwen2_audio", "tiny"])
+def test_a_damaged_folder_is_refused(saved, tmp_path, damage, name):
+    source = TINY if name == "tiny" else saved(name)
+    folder = shutil.copytree(source, tmp_path / "damaged", ignore=shutil.ignore_patterns("*.py"))
+    damage(folder)
+    with pytest.raises(ModelError, match="damaged: "):
+        load_model(str(folder))
+
+
+def test_a_text_llm_without_a_template_is_refused(saved, tmp_path):
+    folder = Path(save_llm(tmp_path / "base"))
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match="no chat template.*instruction-tuned"):
+        load_model(saved("wav2vec2"), llm=str(folder))
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(ADAPTERS, "voxtral", dataclasses.replace(ADAPTERS["voxtral"], needs="not_installed_here"))
+    transformers.VoxtralConfig(architectures=["VoxtralForConditionalGeneration"]).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="pip install not-installed-here"):
+        load_model(str(tmp_path))
+
+
+def test_a_device_that_is_not_there_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="no CUDA device"):
+        load_model(TINY, device="cuda")
+
+
+def test_a_precision_can_be_chosen(saved):
+    model = load_model(saved("qwen2_audio"), dtype="bfloat16")
+    assert model.describe()["dtype"] == "bfloat16" and model.answer([item("What?", 9_000)], 2)

@@ -1,0 +1,160 @@
+"""What may not be published is found by what it holds, whatever it is called; what may be is left alone."""
+
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from soundwave.assets import TINY
+from soundwave.model_card import scan
+from soundwave.model_card.push_to_hub import published_files
+from soundwave.model_card.scan import find_problems, is_pickle
+
+# Put together here, so that this file holds none itself.
+TOKENS = {
+    "a Hugging Face token": "hf_" + "aB3" * 11 + "x",
+    "an API key": "sk-" + "proj-" + "aB3" * 8,
+    "a GitHub token": "ghp_" + "aB3" * 12,
+    "an AWS key": "AKIA" + "ABCD1234" * 2,
+    "a Google key": "AIza" + "aB3-_" * 7,
+    "a Slack token": "xoxb-" + "1234567890",
+    "a private key": "-----BEGIN " + "OPENSSH PRIVATE KEY-----",
+}
+
+
+class Harm:
+    """Runs a function when it is unpickled."""
+
+    def __reduce__(self):
+        return (print, ("unpickled",))
+
+
+def problems(tmp_path, name: str, content: bytes | str) -> list[str]:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return find_problems({name: path})
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_of_any_protocol_under_any_name(protocol, tmp_path):
+    for name in ("notes.txt", "model.safetensors", "config.json"):
+        (line,) = problems(tmp_path, name, pickle.dumps(Harm(), protocol))
+        assert line.startswith(f"{name} is a pickle") and "safetensors" in line
+
+
+def test_pickles_inside_other_formats(tmp_path):
+    buffer = io.BytesIO()
+    torch.save({"a": torch.zeros(2)}, buffer)
+    assert problems(tmp_path, "weights.dat", buffer.getvalue())
+    buffer = io.BytesIO()
+    torch.save({"a": torch.zeros(2)}, buffer, _use_new_zipfile_serialization=False)
+    assert problems(tmp_path, "legacy.dat", buffer.getvalue())
+    np.save(tmp_path / "objects", np.array([Harm(), None]), allow_pickle=True)
+    assert is_pickle(tmp_path / "objects.npy")
+    np.savez(tmp_path / "archive", a=np.array([{}], dtype=object))
+    assert is_pickle(tmp_path / "archive.npz")
+    assert problems(tmp_path, "training_args.bin", b"") and problems(tmp_path, "x.zip", b"PK\x03\x04 damaged")
+
+
+def test_what_is_no_pickle(tmp_path):
+    np.savez(tmp_path / "archive", a=np.zeros(3))
+    np.save(tmp_path / "array", np.zeros(3))
+    with zipfile.ZipFile(tmp_path / "texts.zip", "w") as archive:
+        archive.writestr("a.txt", "(dp0\n.")
+    save_file({"a": np.zeros(3, np.float32)}, tmp_path / "model.safetensors", {"format": "pt"})
+    for text in ("", ".", "N.", "]", "import pickle\n", "cat and dog.", "(lp0\n."):
+        assert problems(tmp_path, "a.txt", text) == []
+    assert find_problems({path.name: path for path in tmp_path.iterdir()}) == []
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_a_secret_is_named_by_file_and_line_and_not_repeated(kind, tmp_path):
+    (line,) = problems(tmp_path, "stage_config.yaml", f"stage: align\ntoken: {TOKENS[kind]}\n")
+    assert line.startswith(f"stage_config.yaml, line 2, holds {kind}; revoke it")
+    assert TOKENS[kind] not in line
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/home/ada/clips/1.wav",
+        "/Users/Ada B/x",
+        "C:\\\\Users\\\\Ada\\\\x",
+        "C:/Users/Ada",
+        "/root/run",
+        '"/home/a.b-c/"',
+    ],
+)
+def test_folders_of_a_user(path, tmp_path):
+    (line,) = problems(tmp_path, "report.md", f"made of {path}\n")
+    assert line.startswith("report.md, line 1, holds a path in a user's home folder; write")
+
+
+def test_the_home_of_whoever_pushes_wherever_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/data/people/ada")
+    assert problems(tmp_path, "a.json", '"/data/people/ada/clips"')
+    assert problems(tmp_path, "a.json", '"/data/people/bea/clips"') == []
+
+
+def test_weights_are_looked_at_in_their_head_alone(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.frombuffer(TOKENS["an AWS key"].encode() + b"  ", np.uint8)}, path)
+    assert find_problems({path.name: path}) == []  # the bytes of a tensor may be anything
+    save_file({"a": np.zeros(1)}, path, {"made_by": TOKENS["a Hugging Face token"]})
+    assert find_problems({path.name: path}) == [
+        "model.safetensors holds a Hugging Face token; revoke it, for it may have been seen already, and take it out"
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://example.org/home/ada/x and https://example.org/Users/ada/x",
+        "the task-" + "a" * 30 + ", a mask-" + "b" * 30,
+        "hf_local hf_hub_download sk-learn AKIA AIza",
+        "home/ada/x and ~/x and /homes/x",
+    ],
+)
+def test_what_is_no_secret(text, tmp_path):
+    assert problems(tmp_path, "a.md", text) == []
+
+
+def test_a_vocabulary_may_hold_any_piece(tmp_path):
+    assert problems(tmp_path, "tokenizer.json", '{"/home/user/": 5}') == []
+    assert problems(tmp_path, "tokenizer.json", TOKENS["a Hugging Face token"])
+
+
+def test_limits_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(scan, "MAX_FOLDER_ENTRIES", 1)
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("x" * (5 if name == "a" else 11))
+    large, many = find_problems({name: tmp_path / name for name in ("a", "b")})
+    assert large.startswith("b has ") and "save it in shards" in large
+    assert many.startswith("the folder . has 2 files")
+
+
+def test_the_models_own_files_may_all_go():
+    assert find_problems(published_files(TINY)) == []
+    assert Path(TINY / "model.safetensors").is_file()
+
+
+def test_behind_an_escaped_line_end_of_json(tmp_path):
+    """In JSON the n of a line end stands right before what follows it, as a letter of the same word would."""
+    for text in ("said:\n" + TOKENS["a Hugging Face token"], "from\n/home/ada/clips/1.wav"):
+        assert len(problems(tmp_path, "answers.jsonl", json.dumps({"answer": text}))) == 1
+
+
+def test_damaged_weights_and_a_user_without_a_home(tmp_path, monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    (line,) = problems(
+        tmp_path, "a.safetensors", (99).to_bytes(8, "little") + TOKENS["an API key"].encode() + b" " * 99
+    )
+    assert "an API key" in line
