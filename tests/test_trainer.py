@@ -10,8 +10,9 @@ import torch
 from transformers import TrainingArguments
 from trl import SFTConfig
 
+from soundwave.model_card.push_to_hub import published_files
 from soundwave.training.augment import SpecAugment
-from soundwave.training.checkpoints import last_complete_checkpoint
+from soundwave.training.checkpoints import FIGURES_ASIDE, last_complete_checkpoint
 from soundwave.training.data import load_rows
 from soundwave.training.freezing import freeze
 from soundwave.training.lora import add_lora, is_lora
@@ -198,6 +199,19 @@ def test_checkpoints_hold_a_loadable_repository_and_no_secrets(make, tmp_path):
     names = {path.name for path in (tmp_path / "run" / "checkpoint-1").iterdir()}
     assert {"config.json", "model.safetensors", "modeling_soundwave.py", "processor_config.json"} <= names
     assert "training_args.bin" not in names and "README.md" not in names
+
+
+def test_figures_of_the_weights_before_are_set_aside(make, tmp_path):
+    """A card made from them would show figures that these weights never had."""
+    trainer = make("align", max_steps=1)
+    run = tmp_path / "run"
+    (run / ".eval_results").mkdir(parents=True)
+    for name in ("results.json", "answers.jsonl", "answers.settings.json", "judgements.jsonl", ".eval_results/a.yaml"):
+        (run / name).write_text("{}")
+    trainer.train()
+    assert not list(run.glob("results*")) + list(run.glob("answers*")) + list(run.glob("judgements*"))
+    assert len([path for path in (run / FIGURES_ASIDE).rglob("*") if path.is_file()]) == 5
+    assert not [path for path in published_files(run) if path.startswith(("_", "results", "answers"))]
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)

@@ -46,6 +46,9 @@ PRIVATE = [
     "logs/*",  # TensorBoard's
     MANIFEST,
 ]
+# What an evaluation leaves beside the weights that it asked.
+FIGURES = ("results.json", "answers.*", "judgements.jsonl", ".eval_results")
+FIGURES_ASIDE = "_earlier_results"  # `PRIVATE`, as all that begins so
 # Beginnings of the settings that may change when a run goes on: where and how it runs, is validated, logged and kept.
 # All others decide what it learns.
 MAY_CHANGE = (
@@ -238,6 +241,19 @@ def beginning(config: StageConfig, settings: Mapping[str, Any]) -> Beginning:
     return Beginning(checkpoint, check_settings(checkpoint, settings, config.steps)["step"])
 
 
+def set_figures_aside(folder: Path) -> None:
+    """Move the results of an evaluation out of a run's way: they are figures of weights that change now."""
+    found = [path for pattern in FIGURES for path in folder.glob(pattern)]
+    if not found:
+        return
+    aside = folder / FIGURES_ASIDE
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for path in found:
+        path.replace(aside / path.name)
+    logger.warning("%s: the results of the weights before this training are in %s now.", folder, FIGURES_ASIDE)
+
+
 class CheckpointMixin(Trainer):
     """How the trainers save and load: the trained tensors only, under the names that the model's files have."""
 
@@ -249,6 +265,7 @@ class CheckpointMixin(Trainer):
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         if self.is_world_process_zero():
             (Path(self.args.output_dir) / MANIFEST).unlink(missing_ok=True)
+            set_figures_aside(Path(self.args.output_dir))
         return super().train(str(resume_from_checkpoint) if resume_from_checkpoint else None, *args, **kwargs)
 
     def mark_finished(self) -> None:
