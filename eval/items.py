@@ -60,7 +60,10 @@ class FileClip:
     def read(self) -> np.ndarray:
         """The samples, (samples,) float32, mono, 16 kHz; of a segment, no more is decoded than it holds."""
         from soundwave.processing.audio_soundwave import load_audio
+        from soundwave.processing.limits_soundwave import AudioError
 
+        if not Path(self.path).is_file():  # by its name: a path that is too long for one line loses its end
+            raise AudioError(f"{self.name} is not there; expected a file of audio. Look for it in the source.")
         if not self.start_s and self.end_s is None:
             return load_audio(str(self.path))
         samples, rate = self._segment()
@@ -85,7 +88,7 @@ class FileClip:
                 file.seek(start)
                 samples = file.read(stop - start, dtype="float32", always_2d=True)  # (n, channels)
         except soundfile.LibsndfileError as error:
-            raise AudioError(f"{self.path} cannot be read: {error.error_string}") from error
+            raise AudioError(f"{self.name} cannot be read: {error.error_string}") from error
         return samples.mean(axis=1), rate
 
 

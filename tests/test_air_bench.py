@@ -100,7 +100,7 @@ class TestFoundation:
         items = FOUNDATION.load(write_foundation(tmp_path))
         (tmp_path / "Foundation" / "Music_AQA_music_avqa" / "1.wav").unlink()
         assert len(items) == len(ITEMS) and items[6].clips[0].duration_s is None
-        with pytest.raises(ValueError, match="1.wav' is not a file"):
+        with pytest.raises(ValueError, match="1.wav is not there"):
             items[6].clips[0].read()
 
     def test_broken_items_are_kept_and_named(self, tmp_path):

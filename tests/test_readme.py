@@ -117,3 +117,9 @@ def test_speed_is_that_of_the_results_files():
     from benchmarks.speed_table import table
 
     assert table() in README.split("<!-- speed: begin")[1].split("<!-- speed: end -->")[0]
+
+
+def test_cost_of_training_is_that_of_the_results_files():
+    from benchmarks.speed_table import training_table
+
+    assert training_table() in README.split("<!-- training speed: begin")[1].split("<!-- training speed: end -->")[0]
