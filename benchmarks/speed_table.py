@@ -67,6 +67,13 @@ def training_table() -> str:
         rows.append((f"steps per second, stage I / II, {clip}", unshrunk, times(*faster)))
         against = steps["stage II"]["seconds_per_step"] / steps["stage I"]["seconds_per_step"]
         rows.append((f"steps per second, stage I, {clip}", "stage II", times(against)))
+    ways = read("padding")["stage I"]["ways"]
+    encoded = {way: figures["seconds_encoded_per_second"] for way, figures in ways.items()}
+    less = [
+        encoded[way] / encoded["30 s windows"] for way in ("drawn order", "bucket_batches", "max_seconds_per_batch")
+    ]
+    what = "seconds encoded, stage I: batches as drawn / `bucket_batches` / `max_seconds_per_batch`"
+    rows.append((what, "30 s windows", times(*less)))
     return markdown(rows)
 
 
