@@ -83,7 +83,7 @@ class Efficiency(Benchmark):
         Raises:
             ValueError: With several processes, which would measure each other; or as a call.
         """
-        from soundwave.eval.runner import describe_dataset, sample_items
+        from soundwave.eval.selecting import describe_dataset, sample_items
 
         if runner.processes.count > 1:
             raise ValueError(f"{self.name} is measured by one process; start it without accelerate")

@@ -235,9 +235,26 @@ def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else []
 
 
+def read_result(folder: str | os.PathLike[str], name: str) -> dict[str, Any] | None:
+    """A test set's entry in a folder's ``results.json``; ``None`` if it has none."""
+    return next((entry for entry in read_results(folder) if entry["name"] == name), None)
+
+
 def save_result(folder: str | os.PathLike[str], result: TaskResult) -> None:
     """Put a result into a folder's ``results.json``, in place of an earlier one of the same name."""
-    entries = [entry for entry in read_results(folder) if entry["name"] != result.name] + [result.to_dict()]
+    _write(folder, [entry for entry in read_results(folder) if entry["name"] != result.name] + [result.to_dict()])
+
+
+def forget_result(folder: str | os.PathLike[str], name: str) -> None:
+    """Take a test set's entry out of ``results.json``.
+
+    Before its answers or judgements go: figures without them would be an entry that nothing proves.
+    """
+    if read_result(folder, name) is not None:
+        _write(folder, [entry for entry in read_results(folder) if entry["name"] != name])
+
+
+def _write(folder: str | os.PathLike[str], entries: list[dict[str, Any]]) -> None:
     path = Path(folder) / RESULTS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps({"results": entries}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -277,11 +294,13 @@ __all__ = [
     "command_line",
     "describe_model",
     "environment",
+    "forget_result",
     "metric_settings",
     "pool",
     "portable_path",
     "read_answers",
     "read_judgements",
+    "read_result",
     "read_results",
     "rescore",
     "save_result",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from soundwave.eval.logs import ANSWERS_FILE, AnswerLog, line_of, read_answers, read_rows, replace_file
-from soundwave.eval.results import RESULTS_FILE, read_results
+from soundwave.eval.results import forget_result, read_result
 
 Row = dict[str, Any]
 Folder = str | os.PathLike[str]
@@ -82,7 +82,7 @@ def begin(folder: Folder, name: str, settings: Mapping[str, Any], overwrite: boo
     path = Path(folder) / SETTINGS_FILE
     made_with = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     rows = [row for row in read_answers(folder) if row["name"] == name]
-    entry = next((entry for entry in read_results(folder) if entry["name"] == name), None)
+    entry = read_result(folder, name)
     finished = entry is not None and entry["dataset"]["rows"] == len(rows)  # without its answers it proves nothing
     now = json.loads(json.dumps(settings))
     if rows and not overwrite:
@@ -123,19 +123,6 @@ def _check_same(folder: Folder, name: str, made_with: Row | None, settings: Row,
         )
 
 
-def forget_result(folder: Folder, name: str) -> None:
-    """Take a test set's entry out of ``results.json``.
-
-    Before its answers or judgements go: figures without them would be an entry that nothing proves.
-    """
-    entries = read_results(folder)
-    kept = [entry for entry in entries if entry["name"] != name]
-    if len(kept) == len(entries):
-        return
-    text = json.dumps({"results": kept}, indent=1, ensure_ascii=False) + "\n"
-    replace_file(Path(folder) / RESULTS_FILE, text)
-
-
 def _flat(settings: Row, prefix: str = "") -> Row:
     flat: Row = {}
     for key, value in settings.items():
@@ -143,4 +130,4 @@ def _flat(settings: Row, prefix: str = "") -> Row:
     return flat
 
 
-__all__ = ["SETTINGS_FILE", "PartLog", "begin", "claim", "forget_result", "merge_parts"]
+__all__ = ["SETTINGS_FILE", "PartLog", "begin", "claim", "merge_parts"]

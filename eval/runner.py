@@ -27,7 +27,7 @@ from soundwave.eval.judge import Judge, judge_rows, unjudged
 from soundwave.eval.logs import AnswerLog, JudgementLog, read_answers
 from soundwave.eval.models.base import AudioModel, ModelUnavailableError
 from soundwave.eval.results import TaskResult
-from soundwave.eval.resuming import PartLog, begin, claim, forget_result, merge_parts
+from soundwave.eval.resuming import PartLog, begin, claim, merge_parts
 from soundwave.eval.selecting import check_unique, describe_dataset, item_length, problem_of, sample_items
 
 Row = dict[str, Any]
@@ -135,16 +135,20 @@ class Runner:
         settings = {"prompt": prompt, **{key: value for key, value in about.items() if key != "name"}}
         return begin(self.output_dir, about["name"], settings, self.overwrite)
 
+    def _entry(self, name: str) -> Row:
+        """What ``results.json`` says of a finished test set."""
+        return results.read_result(self.output_dir or "", name) or {}
+
     def _to_be_judged(self, name: str) -> bool:
         """Whether the judge is another one, or has failed: only what failed on the way is then asked again."""
-        entry = next(entry for entry in results.read_results(self.output_dir or "") if entry["name"] == name)
+        entry = self._entry(name)
         if self.judge is None or entry["judge"] is None:
             return False
         return entry["judge"] != self.judge.describe() or bool(entry["notes"].get("judge_failures"))
 
     def _finished(self, name: str, rows: list[Row]) -> TaskResult:
         self._say(f"{name}: finished already; --overwrite starts anew")
-        entry = next(entry for entry in results.read_results(self.output_dir or "") if entry["name"] == name)
+        entry = self._entry(name)
         return TaskResult(**entry, answers=rows)
 
     def _ask(self, benchmark: Benchmark, items: Sequence[Item], kept: Sequence[Row], about: Row) -> list[Row]:
@@ -241,7 +245,7 @@ class Runner:
     def _judgements(self, benchmark: Benchmark, rows: list[Row], name: str) -> list[Row]:
         log = None
         if self.output_dir is not None:
-            forget_result(self.output_dir, name)
+            results.forget_result(self.output_dir, name)
             log = JudgementLog(self.output_dir, name).append
         judgements = judge_rows(benchmark, rows, self.judge, log, self.progress)
         if failed := unjudged(judgements):
