@@ -57,6 +57,7 @@ DEV = [
     *SERVE,
     *QUANTIZE,
     "hypothesis>=6.100",
+    "mistral-common>=1.13",  # Voxtral's tokenizer
     "mypy>=2.0",
     "pytest>=9.0",
     "pytest-xdist>=3.6",

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers.utils import logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -67,10 +66,7 @@ def load_model(source: str, device: str, dtype: torch.dtype, llm: bool = True) -
             "`soundwave transcribe --ctc-only` needs none)"
         )
     kind = SoundwaveForConditionalGeneration if llm else SoundwaveForCTC
-    try:
-        return kind.from_pretrained(source, dtype=dtype).to(device).eval()
-    except SafetensorError as error:
-        raise ValueError(f"the weights of {source} cannot be read ({error}); fetch or write them again") from error
+    return kind.from_pretrained(source, dtype=dtype).to(device).eval()
 
 
 def revision_of(source: str) -> str | None:

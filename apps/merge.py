@@ -19,16 +19,16 @@ def merge(source: str, output: str | Path) -> Path:
         output: folder to write, which must not hold anything yet.
 
     Raises:
-        ValueError: when ``output`` is not empty, or ``source`` has no LLM.
+        ValueError: when ``output`` is not empty, ``source`` has no LLM, or a weight file of its is damaged.
     """
     output = Path(output)
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty; name another folder")
     model = SoundwaveForConditionalGeneration.from_pretrained(source)
+    processor = SoundwaveProcessor.from_pretrained(source)  # before anything is written
     model.config.audio_model_revision = model.config.text_model_revision = None  # nothing is read from elsewhere
     model.save_pretrained(output)
     model.language_model.save_pretrained(output / "language_model")
-    processor = SoundwaveProcessor.from_pretrained(source)
     processor.save_pretrained(output)
     processor.tokenizer.save_pretrained(output / "language_model")
     return output

@@ -240,6 +240,7 @@ class Quickstart:
             processor,
             self.test_files(names),
             output_dir=folder,
+            source=str(folder),
             encoder_cache=cache,
             progress=self.progress,
             command=self.command,

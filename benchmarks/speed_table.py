@@ -60,7 +60,7 @@ def training_table() -> str:
         ratios = times(run["time_ratio"], run["memory_ratio"])
         rows.append((f"answer loss, {run['case']}: time / peak memory", logits, ratios))
     for run in read("training")["runs"]:
-        if run["gradient_checkpointing"]:  # no pair: the baseline's LLM is frozen, and nothing in it is recomputed
+        if run["gradient_checkpointing"]:  # no pair: the baseline, a frozen LLM, was not recomputed then
             continue
         steps, clip = run["steps"], f"{run['clip_s']:g} s clips"
         faster = [steps[stage]["times_faster_than_llm_on_all_frames"] for stage in ("stage I", "stage II")]

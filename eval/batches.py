@@ -5,6 +5,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
+from soundwave.eval.provenance import portable_address
+
 T = TypeVar("T")
 
 
@@ -89,8 +91,8 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def describe_error(error: Exception) -> str:
-    """An error in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """An error in one line, for the files: without the keys in an address."""
+    return portable_address(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 __all__ = ["Answered", "answer_in_batches", "describe_error", "longest_first", "out_of_memory"]

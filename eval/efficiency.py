@@ -11,6 +11,7 @@ for the hardware and the sizes that stand beside them, and for no others.
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from copy import copy
 from importlib import import_module
 from pathlib import Path
@@ -118,24 +119,40 @@ class Efficiency(Benchmark):
             progress: Show a bar.
 
         Raises:
-            ValueError: If the model is of a kind that this cannot be measured on, or not one item could be measured.
+            ValueError: If the model is of a kind that this cannot be measured on, not one item could be measured, or
+                another run writes to the folder.
         """
+        from soundwave.eval import results
+        from soundwave.eval.resuming import claim
+
+        if not items:
+            raise ValueError(f"{self.name} needs recordings to measure on; {dataset['name']} has no items")
+        # Before the measurement: whoever finds the folder taken has not waited for it.
+        with nullcontext() if output_dir is None else claim(output_dir):
+            result = self._result(model, items, {"rows": len(items), **dataset}, command, progress)
+            if output_dir is not None:
+                results.forget_result(output_dir, self.name)
+                results.AnswerLog(output_dir, self.name).append(result.answers)
+                results.save_result(output_dir, result)
+        return result
+
+    def _result(
+        self, model: "AudioModel", items: Sequence[Item], dataset: Row, command: str | None, progress: bool
+    ) -> "TaskResult":
         from tqdm.auto import tqdm
 
         from soundwave.eval import results
 
         started = time.perf_counter()
-        if not items:
-            raise ValueError(f"{self.name} needs recordings to measure on; {dataset['name']} has no items")
         bar = tqdm(self._measure(model, items), desc=self.name, unit="item", disable=not progress, leave=False)
         rows = [self._row(measurement) for measurement in bar]
         settings = results.metric_settings() | {"measured": self._measured | _where(model)}
         headline, also = results.score_answers(rows, self.metric, self.also, settings)
         failed = {row["id"]: row["error"] for row in rows if row["error"] is not None}
-        result = results.TaskResult(
+        return results.TaskResult(
             name=self.name,
             task=self.task,
-            dataset={"rows": len(items), **dataset},
+            dataset=dataset,
             metric=self.metric,
             settings=settings,
             value=headline.value,
@@ -152,10 +169,6 @@ class Efficiency(Benchmark):
             answers=rows,
             **results.environment(),
         )
-        if output_dir is not None:
-            results.AnswerLog(output_dir, self.name).append(rows)
-            results.save_result(output_dir, result)
-        return result
 
     def _row(self, measurement: "Measurement") -> Row:
         """A row of ``answers.jsonl``: what was measured stands in ``fields``; there is no answer."""

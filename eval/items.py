@@ -110,9 +110,11 @@ class CellClip:
 
     @cached_property
     def _head(self) -> tuple[str, float | None]:
+        from soundwave.eval.provenance import portable_address
+
         cell = self.cell()  # once for both: it may have to be read from disk
         path, data = cell.get("path") or "", cell.get("bytes")
-        name = Path(path).name if path and not path.startswith("data:") else self._place
+        name = Path(portable_address(path)).name if path and not path.startswith("data:") else self._place
         return name, _header_duration(BytesIO(data) if data else path)
 
     def cell(self) -> dict[str, Any]:

@@ -115,8 +115,9 @@ class Judge:
                 f"judge {model!r} at OpenAI's endpoint needs a key; set {' or '.join(API_KEYS)} in the environment, "
                 "or give the endpoint of a server of your own"
             )
-        self._key = key
         self._client = OpenAI(base_url=endpoint, api_key=key or "none", timeout=timeout_s, max_retries=attempts - 1)
+        address = urlsplit(str(self._client.base_url))
+        self._secrets = list(filter(None, (key, address.query, address.password)))
         self.model, self.temperature, self.official, self.workers = model, temperature, official, workers
         self.endpoint = _without_secrets(str(self._client.base_url))
         self._cache = ReplyCache(cache)
@@ -186,7 +187,9 @@ class Judge:
 
     def _say(self, error: Exception) -> str:
         text = f"{type(error).__name__}: {error}"
-        return text.replace(self._key, "***") if self._key else text  # some servers repeat what they were sent
+        for secret in self._secrets:  # some servers repeat what they were sent
+            text = text.replace(secret, "***")
+        return text
 
 
 class ReplyCache:

@@ -98,7 +98,7 @@ def evaluate_rows(
     max_new_tokens: int | None = None,
     normalizer: str | None = None,
     dataset: dict[str, Any] | None = None,
-    model_name: str | None = None,
+    source: str | None = None,
     revision: str | None = None,
     command: str | None = None,
     progress: bool = True,
@@ -118,7 +118,8 @@ def evaluate_rows(
         max_new_tokens: Bound of an answer's length; the task's own if not given.
         normalizer: Of the texts before scoring; the task's own if not given.
         dataset: ``name`` and ``revision`` of the data; without it, the test set's name and the hash of the rows.
-        model_name: For the files; the model's class if not given.
+        source: Folder or Hub id that the model was read from, if it was not changed since: what a card of that folder
+            asks for. The model's class if not given.
         revision: Hub commit of the model; the hash of its weights if not given.
         command: What was run; the process's command line if not given.
         progress: Show a bar.
@@ -127,7 +128,7 @@ def evaluate_rows(
         ValueError: If there are no rows, or not one of them could be answered.
     """
     benchmark = RowsBenchmark(rows, task, normalizer)
-    with _asked(model, processor, benchmark.name == CTC, model_name, revision, encoder_cache) as asked:
+    with _asked(model, processor, benchmark.name == CTC, source, revision, encoder_cache) as asked:
         runner = Runner(
             asked, output_dir, batch_size, max_new_tokens, overwrite=True, progress=progress, command=command
         )
@@ -152,7 +153,7 @@ def evaluate_files(
     files: Sequence[str | os.PathLike[str]],
     *,
     encoder_cache: EncoderCache | None = None,
-    model_name: str | None = None,
+    source: str | None = None,
     revision: str | None = None,
     **options: Any,
 ) -> list[TaskResult]:
@@ -162,9 +163,9 @@ def evaluate_files(
         model: A whole model; a ``SoundwaveForCTC`` gives its greedy transcripts of every file that has transcripts.
         processor: Its ``SoundwaveProcessor``.
         files: Anything ``training.data.load_rows`` takes that has a file name.
-        encoder_cache: As in ``evaluate_rows``, like ``model_name`` and ``revision``.
-        model_name: Of the model.
-        revision: Of the model.
+        encoder_cache: As in ``evaluate_rows``.
+        source: As in ``evaluate_rows``.
+        revision: As in ``evaluate_rows``.
         options: Of ``Runner``.
 
     Raises:
@@ -173,7 +174,7 @@ def evaluate_files(
     names, ctc = names_of(files), not hasattr(model, "generate")
     benchmarks = [RowsBenchmark.from_file(file) for file in files]
     sets = [(each.transcripts_only() if ctc else each, name) for each, name in zip(benchmarks, names, strict=True)]
-    with _asked(model, processor, ctc, model_name, revision, encoder_cache) as asked:
+    with _asked(model, processor, ctc, source, revision, encoder_cache) as asked:
         runner = Runner(asked, **{"batch_size": 50, "overwrite": True, **options})
         return [_scored(runner, benchmark, name) for benchmark, name in sets if benchmark is not None]
 
@@ -192,12 +193,12 @@ def names_of(files: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 @contextmanager
 def _asked(
-    model: Any, processor: Any, ctc: bool, name: str | None, revision: str | None, cache: EncoderCache | None
+    model: Any, processor: Any, ctc: bool, source: str | None, revision: str | None, cache: EncoderCache | None
 ) -> Iterator[SoundwaveAudioModel]:
     """A model in memory as one that is evaluated; afterwards it is in the mode that it was in."""
     training = model.training
     try:
-        yield SoundwaveAudioModel(model, processor, name or type(model).__name__, revision, cache, ctc=ctc)
+        yield SoundwaveAudioModel(model, processor, source or type(model).__name__, revision, cache, ctc=ctc)
     finally:
         model.train(training)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -32,16 +33,23 @@ def item_length(item: Item) -> tuple[float, int]:
 
 
 def sample_items(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """At most ``limit`` items in their order: the groups in turn, each one's items shuffled with a fixed seed."""
+    """At most ``limit`` items in their order: the groups in turn, each one's items shuffled with a fixed seed.
+
+    Their fields are copies: models note in them what they heard, and the same items may be asked again.
+    """
     if limit is None or limit >= len(items):
-        return list(items)
+        return [_own_fields(item) for item in items]
     groups: dict[str, list[int]] = {}
     for number, item in enumerate(items):
         groups.setdefault(item.group or "", []).append(number)
     rng = np.random.default_rng(SEED)
     shuffled = [rng.permutation(groups[group]).tolist() for group in sorted(groups)]
     drawn = [number for turn in zip_longest(*shuffled) for number in turn if number is not None]
-    return [items[number] for number in sorted(drawn[:limit])]
+    return [_own_fields(items[number]) for number in sorted(drawn[:limit])]
+
+
+def _own_fields(item: Item) -> Item:
+    return replace(item, fields=dict(item.fields))
 
 
 def check_unique(items: Sequence[Item], name: str) -> None:
@@ -60,18 +68,25 @@ def check_unique(items: Sequence[Item], name: str) -> None:
 
 
 def describe_dataset(about: Row, items: Sequence[Item], total: int) -> Row:
-    """``dataset`` of an entry: name, revision, rows, and the hash of what is asked, which no folder takes part in.
+    """``dataset`` of an entry: name, revision, rows, and the hash of what is asked and of what decides the scores.
+
+    No folder takes part in it, nor why an item is broken: a file that is repaired leaves the data what it was.
 
     Args:
         about: ``name`` and, of data on the Hub, ``revision``; else the hash is the revision.
-        items: Those that are asked.
+        items: Those that are asked, as they were loaded.
         total: Out of how many.
     """
     told = [
-        [item.id, item.instruction, item.messages, item.reference, item.group, [clip.name for clip in item.clips]]
+        {
+            **{name: getattr(item, name) for name in ("id", "instruction", "messages", "reference", "group")},
+            "clips": [clip.name for clip in item.clips],
+            "fields": {name: value for name, value in item.fields.items() if name != "error"},
+        }
         for item in items
     ]
-    sha = "sha256:" + hashlib.sha256(json.dumps(told, ensure_ascii=False).encode()).hexdigest()[:16]
+    content = json.dumps(told, ensure_ascii=False, sort_keys=True)
+    sha = "sha256:" + hashlib.sha256(content.encode()).hexdigest()[:16]
     sampled = {"sampled_from": total, "sampling_seed": SEED} if len(items) < total else {}
     return {"revision": sha, **about, "rows": len(items), "content": sha, **sampled}
 

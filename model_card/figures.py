@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from soundwave.eval.provenance import weights_hash
 from soundwave.eval.results import ANSWERS_FILE, RESULTS_FILE, read_answers, read_judgements, read_results, rescore
 
 #: A percentage in prose or a table.
@@ -30,7 +31,8 @@ class Figures:
         run_dir: Folder with ``results.json`` and ``answers.jsonl``; without results there are no figures.
 
     Raises:
-        CardError: If a figure differs from what the answers give, or its answers are missing.
+        CardError: If a figure differs from what the answers give, its answers are missing, or it was measured on
+            another model than the folder's, or on other weights.
     """
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
@@ -46,6 +48,15 @@ class Figures:
                 f"{RESULTS_FILE} and {ANSWERS_FILE} of {name} cannot be scored again, so no card is written; evaluate "
                 f"again. {type(error).__name__}: {error}"
             ) from error
+        self._check_model(name)
+        if wrong:
+            raise CardError(
+                f"{RESULTS_FILE} and {ANSWERS_FILE} of {name} disagree, so no card is written; evaluate again. "
+                + "; ".join(wrong)
+            )
+
+    def _check_model(self, name: str) -> None:
+        weights = weights_hash(self.run_dir) if self._entries else None
         for entry in self._entries.values():
             measured = entry["model"]["class"]
             if not measured.startswith("Soundwave"):
@@ -53,11 +64,11 @@ class Figures:
                     f"{entry['name']} in {RESULTS_FILE} of {name} was measured on a {measured}, not on this model; "
                     "evaluate other models with an --output folder of their own"
                 )
-        if wrong:
-            raise CardError(
-                f"{RESULTS_FILE} and {ANSWERS_FILE} of {name} disagree, so no card is written; evaluate again. "
-                + "; ".join(wrong)
-            )
+            if entry["model"].get("weights") != weights:
+                raise CardError(
+                    f"{entry['name']} in {RESULTS_FILE} of {name} was not measured on the weights that lie there; "
+                    f"evaluate again: soundwave evaluate --model {self.run_dir} --output {self.run_dir} --overwrite"
+                )
 
     @property
     def names(self) -> list[str]:

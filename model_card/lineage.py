@@ -1,6 +1,5 @@
 """What a stage was trained from: stage III names II, II names I, each by a commit or by the hash of its weights."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import hf_hub_download
 
+from soundwave.eval.provenance import weights_hash
 from soundwave.model_card.figures import CardError
 
 STAGE_CONFIG = "stage_config.yaml"
@@ -33,7 +33,7 @@ class Ancestor:
         name: Hub id, or the folder's name.
         on_hub: Whether the name is a Hub id.
         commit: Of the Hub repository.
-        weights: SHA-256 of its ``model.safetensors``, where it was a folder; the Hub shows the same of a pushed file.
+        weights: Where it was a folder, ``weights_hash`` of it.
     """
 
     stage: str | None
@@ -47,7 +47,7 @@ class Ancestor:
         if self.commit:
             where += f" at `{self.commit}`"
         if self.weights:
-            where += f" (SHA-256 of its `model.safetensors`: `{self.weights}`)"
+            where += f" (SHA-256 of its weights: `{self.weights}`)"
         return f"the result of stage {STAGES[self.stage][0]}, {where}" if self.stage else where
 
 
@@ -94,7 +94,7 @@ def read_lineage(folder: str | Path) -> list[Ancestor]:
             ancestors.append(Ancestor(settings.get("stage", before), start, True, commit))
         elif here is not None and (found := _find_folder(start, here)) is not None:
             here, settings = found, read_stage_settings(found)
-            ancestors.append(Ancestor(settings.get("stage", before), found.name, False, weights=_weights_hash(found)))
+            ancestors.append(Ancestor(settings.get("stage", before), found.name, False, weights=weights_hash(found)))
         else:
             ancestors.append(Ancestor(before, Path(start).name, False))
             break
@@ -108,14 +108,6 @@ def _find_folder(start: str, folder: Path) -> Path | None:
         if path.resolve() not in (own, run) and (path / STAGE_CONFIG).is_file():
             return path.resolve()
     return None
-
-
-def _weights_hash(folder: Path) -> str | None:
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _settings_on_hub(repo_id: str, commit: str) -> dict[str, Any]:

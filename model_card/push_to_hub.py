@@ -36,11 +36,11 @@ UNPUBLISHED = [
     *("answers.settings.json", "*.jsonl.rank*", "*.jsonl.new", "*.json.new", "judge_replies/*"),
 ]
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-# Of an earlier push, not in this one: a loader would take them for part of the model, a reader for its figures.
-STALE = (*WEIGHTS, "*.py", "adapter_config.json")
 EVAL_RESULTS = ".eval_results/*.yaml"  # the one hidden folder that the Hub reads
-FIGURES = ("results.json", "answers.jsonl", "judgements.jsonl", EVAL_RESULTS)
-STALE_RESULTS = ".eval_results/soundwave-*.yaml"  # ours; others may have added theirs
+FIGURES = ("results.json", "answers.jsonl", "judgements.jsonl")
+# Of an earlier push, not in this one: a loader would take them for part of the model, a reader for its figures.
+# Of `.eval_results` ours alone: others may have added theirs.
+STALE = (*WEIGHTS, "*.py", "adapter_config.json", *FIGURES, ".eval_results/soundwave-*.yaml")
 
 REQUEST_TIMEOUT_S = 120.0  # without a byte from the Hub; its client has no limit of its own for uploads
 LONGEST_WAIT_S = 60  # that the Hub may ask for between two tries of a request
@@ -79,8 +79,8 @@ def push_stage(
 ) -> str:
     """Upload a saved stage (weights, code, processor, card, results) and return the commit's address.
 
-    Pushing again what is there already changes nothing. Weights and code of an earlier push that the folder does not
-    hold are removed in the same commit; other files of the repository stay.
+    Pushing again what is there already changes nothing. Weights, code and results of an earlier push that the folder
+    does not hold are removed in the same commit; other files of the repository stay.
 
     Args:
         folder: of the stage.
@@ -140,15 +140,18 @@ def _push(api: HfApi, folder: Path, repo_id: str, revision: str | None, private:
     if head.sha is None:
         raise ValueError("the Hub's answer names no commit")
     present = {sibling.rfilename for sibling in head.siblings or ()}
-    left = sorted(present - set(files))
-    stale = [path for path in left if "/" not in path and any(fnmatch(path, pattern) for pattern in STALE)]
-    stale += [path for path in left if fnmatch(path, STALE_RESULTS)]
+    stale = [path for path in sorted(present - set(files)) if any(_matches(path, pattern) for pattern in STALE)]
     operations: list[Any] = [CommitOperationAdd(path, file) for path, file in files.items()]
     operations += [CommitOperationDelete(path) for path in stale]
     # Not `upload_folder`, which may cut a slow push into several commits. With the parent named, a request that was
     # given up and arrives after all cannot put an older state over a newer one.
     commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision, parent_commit=head.sha)
     return str(commit.commit_url)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether a pattern describes a path, in the pattern's own folder only."""
+    return path.count("/") == pattern.count("/") and fnmatch(path, pattern)
 
 
 def published_files(folder: str | Path) -> dict[str, Path]:
@@ -172,7 +175,7 @@ def gather(run: str | Path, checkpoint: str | Path, target: str | Path) -> None:
     target = Path(target)
     shutil.rmtree(target, ignore_errors=True)
     whole = published_files(run)
-    earlier = (*WEIGHTS, *FIGURES, *([CARD] if is_free(Path(run) / CARD) else []))
+    earlier = (*WEIGHTS, *FIGURES, EVAL_RESULTS, *([CARD] if is_free(Path(run) / CARD) else []))
     files = {path: file for path, file in whole.items() if not any(fnmatch(path, pattern) for pattern in earlier)}
     for path, file in (files | published_files(checkpoint)).items():
         (target / path).parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 Letters: n stretches, A aligned frames (40 ms), D LLM width, N prompt tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -45,6 +45,7 @@ class SoundwaveLLMTranscribingMixin:
         bias: Sequence[str] | None = None,
         max_new_tokens: int | None = None,
         windows_per_batch: int = 8,
+        on_segment: Callable[[Segment], None] | None = None,
     ) -> Any:
         """Transcribe recordings of any length: each stretch between two seams is a question to the LLM of its own.
 
@@ -63,6 +64,7 @@ class SoundwaveLLMTranscribingMixin:
                 needs no LLM that was trained on hints.
             max_new_tokens: per stretch; ``None`` = 64, and 20 for each second of it.
             windows_per_batch: bounds the memory.
+            on_segment: called with each segment, in order, as soon as its batch is answered.
 
         Returns:
             A `Transcript`, or a list of them for a list, with a `Segment` per stretch, empty ones included. Where
@@ -96,6 +98,8 @@ class SoundwaveLLMTranscribingMixin:
                 transcript = transcripts[stretch.recording]
                 transcript.segments.append(self._segment(stretch, ids, cut, processor, timestamps))
                 transcript.token_ids += ids
+                if on_segment is not None:
+                    on_segment(transcript.segments[-1])
                 if stretch.last:
                     transcript.text = " ".join(segment.text for segment in transcript.segments if segment.text)
                     transcript.duration = reader.durations[stretch.recording]

@@ -74,6 +74,11 @@ def test_what_is_no_text_is_a_failure(answers, reason):
     assert reason in describe_error(batch[0].error)
 
 
+def test_an_error_is_told_without_the_keys_in_an_address():
+    error = OSError("'https://me:hidden@host/a.wav?sig=hidden'\ncannot be read")
+    assert describe_error(error) == "OSError: 'https://host/a.wav' cannot be read"
+
+
 def test_some_errors_are_nobodys():
     def answer(batch):
         raise ConnectionError("gone")

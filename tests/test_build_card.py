@@ -73,6 +73,7 @@ def instruct_run(tiny_model, processor, tmp_path):
         "asr",
         name="asr_seen",
         output_dir=run,
+        source=str(run),
         max_new_tokens=3,
         progress=False,
     )
@@ -192,7 +193,8 @@ def test_a_stage_without_evaluation_says_so(align_run):
 
 
 def test_stage_one_with_ctc_figures(align_run, tiny_ctc, processor):
-    evaluate_ctc(tiny_ctc, processor, rows_in(align_run.parent), name="ctc_seen", output_dir=align_run, progress=False)
+    options = {"name": "ctc_seen", "output_dir": align_run, "source": str(align_run), "progress": False}
+    evaluate_ctc(tiny_ctc, processor, rows_in(align_run.parent), **options)
     text = build_card(align_run)
     assert "greedy CTC, batch size 50, normaliser none: ctc_seen" in text
     assert "takes no instruction" in text
@@ -240,6 +242,20 @@ def test_answers_that_do_not_stay_are_not_pointed_at(instruct_run):
 def test_results_without_their_answers_are_refused(instruct_run):
     (instruct_run / ANSWERS_FILE).unlink()
     with pytest.raises(CardError, match="holds no answer"):
+        build_card(instruct_run)
+
+
+def test_figures_of_other_weights_are_refused(instruct_run, tiny_model, processor):
+    weights = instruct_run / "model.safetensors"
+    measured = weights.read_bytes()
+    weights.write_bytes(measured[:-4] + b"\0\0\0\1")  # trained on, perhaps
+    with pytest.raises(CardError, match="asr_seen in results.json .* not measured on the weights that lie there"):
+        build_card(instruct_run)
+    weights.write_bytes(measured)
+    assert build_card(instruct_run)
+    rows = rows_in(instruct_run.parent)
+    evaluate_rows(tiny_model, processor, rows, "asr", output_dir=instruct_run, max_new_tokens=3, progress=False)
+    with pytest.raises(CardError, match="asr in results.json .* not measured on the weights"):  # of a model in memory
         build_card(instruct_run)
 
 

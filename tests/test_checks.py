@@ -9,6 +9,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from soundwave.eval.provenance import weights_hash
 from soundwave.eval.results import (
     RESULTS_FILE,
     AnswerLog,
@@ -39,7 +40,7 @@ def add_result(folder: Path, name: str = "asr_seen", revision: str = "sha256:1",
     JudgementLog(folder, name).append([{"name": name, "id": "0", "order": None, "model": "a-judge", "score": 1}])
     about = {
         "dataset": {"name": dataset, "revision": revision, "rows": len(rows)},
-        "model": {"name": "m", "revision": "sha256:2", "class": "SoundwaveForConditionalGeneration"},
+        "model": {"name": "m", "weights": weights_hash(folder), "class": "SoundwaveForConditionalGeneration"},
         "decoding": {"strategy": "greedy", "max_new_tokens": 8},
     }
     result = TaskResult(
@@ -179,6 +180,8 @@ def test_a_stage_that_does_not_load_for_a_stranger(stage):
     lost = next(name for name in tensors if name.startswith("shrinking_adapter"))
     del tensors[lost]
     save_file(tensors, stage / "model.safetensors", {"format": "pt"})
+    (stage / RESULTS_FILE).unlink()  # of other weights now
+    write_card(stage, "ours/stage")
     with pytest.raises(CheckFailed, match=f"in a process without this package: .*{re.escape(lost)}.*--no-check"):
         check_stage(stage, "ours/stage")
     (remark,) = check_stage(stage, "ours/stage", load=False)

@@ -191,10 +191,13 @@ def test_damaged_weights_are_named(model_folder, tmp_path, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(model_folder, broken)
     (broken / "model.safetensors").write_bytes(b"\xff" * 100)
-    for command in (["transcribe", write(tmp_path / "a.wav", 0.5)], ["ask", write(tmp_path / "a.wav", 0.5), "what?"]):
-        assert cli.main([*command, "--model", str(broken), "--device", "cpu"]) == 1
+    recording, model = write(tmp_path / "a.wav", 0.5), ["--model", str(broken), "--device", "cpu"]
+    commands = [["transcribe", recording, *model], ["ask", recording, "what?", *model]]
+    for command in (*commands, ["merge", str(broken), str(tmp_path / "merged")]):
+        assert cli.main(command) == 1
         lines = [line for line in capsys.readouterr().err.splitlines() if "to transcribe" not in line]
-        assert len(lines) == 1 and f"the weights of {broken} cannot be read" in lines[0]
+        assert len(lines) == 1 and f"{broken / 'model.safetensors'} cannot be read" in lines[0]
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_model_without_llm(tiny_ctc, processor, tmp_path, capsys):

@@ -8,15 +8,20 @@ import json
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
+from soundwave.modeling_soundwave.weights_soundwave import WeightsError
 from tests.test_modeling import batch_of, mel
-from tests.tiny_models import tiny_model
+from tests.tiny_models import tiny_config, tiny_model
 
 PARTS = ("audio_tower", "alignment_adapter", "ctc_head", "shrinking_adapter", "language_model")
 LAYERS = ("embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb")
 VARIANTS = {
     "tied": {},
+    "tied_llm": {
+        "text_config": LlamaConfig.from_dict(tiny_config().text_config.to_dict() | {"tie_word_embeddings": True})
+    },
     "separate": {"ctc_head": "separate"},
     "restricted": {"ctc_token_ids": list(range(3, 50, 2))},
 }
@@ -71,6 +76,15 @@ def test_layers_of_the_llm_on_disk(folder, batch, tmp_path):
     device_map |= {f"language_model.model.{name}": "disk" if i % 2 == 0 else "cpu" for i, name in enumerate(LAYERS)}
     model = placed(folder, device_map, tmp_path)
     assert_equal_to_whole(model, folder, batch)
+
+
+@pytest.mark.parametrize("away", ["language_model.lm_head", "language_model.model.embed_tokens"])
+def test_tied_embeddings_in_two_places(folders, tmp_path, away):
+    device_map = dict.fromkeys(PARTS, "cpu") | {away: "disk"}
+    with pytest.raises(WeightsError, match="lm_head.weight and .*embed_tokens.weight on disk.* the same place"):
+        placed(folders["tied_llm"], device_map, tmp_path)
+    in_memory = placed(folders["tied_llm"], "cpu", tmp_path).language_model
+    assert in_memory.lm_head.weight is in_memory.get_input_embeddings().weight
 
 
 def test_whole_windows_with_everything_on_disk(tmp_path):

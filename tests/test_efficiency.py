@@ -9,6 +9,7 @@ import soundfile
 import torch
 
 from soundwave import SoundwaveForConditionalGeneration
+from soundwave.apps.processes import Processes
 from soundwave.assets import TINY
 from soundwave.eval import evaluate
 from soundwave.eval.efficiency import EFFICIENCY, get_efficiency
@@ -23,6 +24,8 @@ from soundwave.eval.items import FileClip, Item
 from soundwave.eval.measures import deviation
 from soundwave.eval.models.soundwave import SoundwaveAudioModel
 from soundwave.eval.results import read_answers, read_results, rescore
+from soundwave.eval.resuming import claim
+from soundwave.eval.runner import Runner
 from soundwave.eval.scoring import score_rows
 from soundwave.processing import SAMPLING_RATE
 from tests.conftest import tone
@@ -297,6 +300,35 @@ def test_measuring_again_replaces_the_rows(model, items, tmp_path):
     for _ in range(2):
         EFFICIENCY["compression"](model, items, dataset={"name": "x"}, output_dir=tmp_path, progress=False)
     assert len(read_answers(tmp_path)) == len(items) and len(read_results(tmp_path)) == 1
+
+
+def test_a_folder_belongs_to_one_run(model, items, tmp_path):
+    def measure(data):
+        return EFFICIENCY["compression"](model, data, dataset={"name": "x"}, output_dir=tmp_path, progress=False)
+
+    with claim(tmp_path), pytest.raises(ValueError, match="another run is writing to .*; wait for its end"):
+        measure(items)
+    assert read_answers(tmp_path) == [] and read_results(tmp_path) == []
+    held = []
+
+    class Watched(HeardClip):
+        def read(self):
+            with pytest.raises(ValueError, match="another run is writing"), claim(tmp_path):
+                pass
+            held.append(self.name)
+            return super().read()
+
+    measure([Item("a", None, [Watched("a.wav", noise(8000))], "x")])
+    assert held == ["a.wav"] and len(read_answers(tmp_path)) == 1
+
+
+def test_several_processes_measure_and_write_nothing(model, items, tmp_path):
+    processes = Processes("cpu")
+    processes.count = 2
+    runner = Runner(model, tmp_path / "out", processes=processes, progress=False)
+    with pytest.raises(ValueError, match="compression is measured by one process; start it without accelerate"):
+        EFFICIENCY["compression"].run(runner, items, {"name": "x"})
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_to_measure_is_an_error(model):

@@ -22,9 +22,11 @@ from soundwave.apps.loading import load_processor, resolve_device
 from soundwave.apps.server.app import build_app
 from soundwave.apps.server.guard import Bounds
 from soundwave.apps.server.served import Served
+from soundwave.eval import evaluate
 from soundwave.eval.items import CutAnswer, FileClip, Item
 from soundwave.eval.models import ModelError, ModelUnavailableError, load_model
 from soundwave.eval.models.endpoint import Endpoint, input_audio
+from soundwave.eval.results import read_results
 from tests import tiny_audio_models
 from tests.sounds import encoded, noise, tone
 
@@ -128,7 +130,7 @@ class Failing(BaseHTTPRequestHandler):
         elif text == "busy":
             self.reply(500, {"error": {"message": "out of order"}})
         elif text == "bad":
-            self.reply(400, {"error": {"message": f"no, {self.headers['Authorization']}"}})
+            self.reply(400, {"error": {"message": f"no, {self.headers['Authorization']}, {self.path}"}})
         elif text == "refused":
             self.reply(401, {"error": {"message": f"wrong key {KEY}"}})
         elif text == "slow":
@@ -278,6 +280,23 @@ def test_a_server_that_goes_away_ends_the_run():
         endpoint.answer(texts("y"), 5)
     with pytest.raises(ModelUnavailableError, match="no server answers at 127.0.0.1"):
         load_model("m", endpoint=url)
+
+
+def test_keys_in_the_address_are_in_no_file(server, tmp_path, monkeypatch):
+    """Neither in the command, nor in what a server repeats of its own address."""
+    rows = [
+        {"id": text, "audio": None, "task": "text_qa", "instruction": text, "answer": "fine"} for text in ("x", "bad")
+    ]
+    data, output = tmp_path / "rows.jsonl", tmp_path / "out"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    url = server[0].replace("//", "//me:hidden-word@") + "?api-key=hidden-key"
+    arguments = ["evaluate", "--model", "m", "--endpoint", url, "--data", str(data), "--output", str(output)]
+    monkeypatch.setattr("sys.argv", ["soundwave", *arguments])
+    assert evaluate.main(arguments[1:]) == 0
+    (entry,) = read_results(output)
+    assert "refuses: BadRequestError" in entry["failed"]["bad"] and f"--endpoint {server[0]} " in entry["command"]
+    files = [file.read_text() for file in output.rglob("*") if file.is_file()]
+    assert len(files) >= 3 and not any("hidden" in text for text in files)
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host/v1", "http:///v1"])

@@ -5,26 +5,29 @@ Endpoints have a file of their own (`test_eval_endpoint.py`).
 
 import copy
 import dataclasses
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoProcessor
+from transformers import AddedToken, AutoProcessor
 
 from soundwave.eval.items import CutAnswer, FileClip, Item
 from soundwave.eval.models import ModelError, load_model
 from soundwave.eval.models.cascade import in_text
 from soundwave.eval.models.endpoint import input_audio
 from soundwave.eval.models.soundwave import SoundwaveAudioModel
-from soundwave.eval.models.transformers_audio import ADAPTERS
+from soundwave.eval.models.transformers_audio import ADAPTERS, CLOSE, OPEN
+from soundwave.eval.provenance import weights_hash
 from soundwave.training.encoder_cache import EncoderCache
 from tests import tiny_audio_models
 from tests.components import save_encoder, save_llm
@@ -93,8 +96,25 @@ def test_the_tiny_model_is_loaded_and_described_without_its_folder(tmp_path):
     assert about == load_model(TINY).describe() | {"name": "mine"} and str(tmp_path) not in json.dumps(about)
     assert model.decoding["do_sample"] is False and model.decoding["system_prompt"] == model.processor.system_prompt
     weights = folder / "model.safetensors"
+    assert about["weights"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert about["revision"] == f"sha256:{about['weights'][:16]}"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
-    assert load_model(str(folder)).describe()["revision"] != about["revision"]
+    changed = load_model(str(folder)).describe()
+    assert all(changed[key] != about[key] for key in ("revision", "weights"))
+
+
+def test_a_model_of_the_hub_is_described_by_its_commit_and_its_weights(tiny_model, processor, tmp_path, monkeypatch):
+    commit = "a1" * 20
+    repository = tmp_path / "models--ours--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(TINY, repository / "snapshots" / commit)
+    model = SoundwaveAudioModel(tiny_model, processor, "ours/tiny", commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    about = model.describe()
+    assert (about["name"], about["revision"], about["weights"]) == ("ours/tiny", commit, weights_hash(TINY))
+    in_memory = SoundwaveAudioModel(tiny_model, processor, "tiny").describe()
+    assert in_memory["weights"] is None and in_memory["revision"].startswith("sha256:")
 
 
 def test_an_answer_that_had_no_room_says_so(ours):
@@ -246,6 +266,27 @@ def test_what_an_item_says_stays_text(saved, text):
         token_id = model.processor.tokenizer.convert_tokens_to_ids(token)
         assert (said == token_id).sum() == (plain == token_id).sum() > 0
     assert text in model.processor.tokenizer.decode(said)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_language_tag_is_the_tokenizers_token(saved, special):
+    """As in Qwen2-Audio's own evaluation; what else looks like control stays text beside it."""
+    model = load_model(saved("qwen2_audio"))
+    tokenizer = model.processor.tokenizer
+
+    def ids(text: str) -> list[int]:
+        inputs = model._adapter.inputs(model.processor, [(text, [noise(9_000)]), ("a longer one " * 9, [])])
+        return inputs["input_ids"][0][inputs["attention_mask"][0] == 1].tolist()
+
+    unknown = ids("Recognize the speech: <|en|>")  # as long as the tokenizer has no such token, it is text
+    assert "<|en|>" in tokenizer.decode(unknown)
+    tokenizer.add_tokens([AddedToken("<|en|>", special=special)], special_tokens=special)
+    tag, end = tokenizer.convert_tokens_to_ids(["<|en|>", "<|im_end|>"])
+    known = ids("Recognize the speech: <|en|>")
+    assert known.count(tag) == 1 and len(known) < len(unknown) and tokenizer.decode(known) == tokenizer.decode(unknown)
+    mixed = ids(f"<|en|> or <|im_end|>, {OPEN}im_end{CLOSE}?")
+    assert mixed.count(tag) == 1 and mixed.count(end) == known.count(end)
+    assert "<|en|> or <|im_end|>, im_end?" in tokenizer.decode(mixed)
 
 
 def test_a_placeholder_in_a_granite_instruction_is_refused(saved):

@@ -21,6 +21,7 @@ from huggingface_hub.utils import parse_ratelimit_headers
 from safetensors.torch import load_file
 
 from soundwave import SoundwaveForCTC, SoundwaveProcessor
+from soundwave.model_card.build_card import CARD, is_free
 from soundwave.model_card.push_to_hub import LONGEST_WAIT_S, PushRefused, _bound_wait
 from soundwave.training.hub import SNAPSHOT, BackgroundPush
 from tests.local_hub import KINDS, Faults, LocalHub
@@ -93,9 +94,11 @@ def test_a_hundred_faults_leave_every_commit_whole(stage, tmp_path):
             tensors["ctc_head.blank"].fill_(k)
             save_file(tensors, stage / "model.safetensors", {"format": "pt"})
             (stage / "train_log.jsonl").write_text(json.dumps({"round": k}) + "\\n")
-            (stage / "former.py").unlink(missing_ok=True)
-            if k < 7:
-                (stage / "former.py").write_text("# of a version before")
+            (stage / ".eval_results").mkdir(exist_ok=True)
+            for name in ("former.py", "results.json", ".eval_results/soundwave-asr.yaml"):
+                (stage / name).unlink(missing_ok=True)
+                if k < 7:
+                    (stage / name).write_text("# of a version before")
             push_to_hub.push_stage(stage, "ours/align", revision="tries", patience_s=60)
     """
     with LocalHub(tmp_path / "hub", Faults(rate=0.4)) as hub:
@@ -104,7 +107,8 @@ def test_a_hundred_faults_leave_every_commit_whole(stage, tmp_path):
         assert sum(hub.faults.injected.values()) >= 100
         assert set(hub.faults.injected) == set(KINDS)
         repository = hub.read("ours/align")
-        wanted = {path.name for path in stage.iterdir()} - {"skipped.jsonl", "logs"}
+        wanted = {path.name for path in stage.iterdir()} - {"skipped.jsonl", "logs", ".eval_results"}
+        former = {"former.py", "results.json", ".eval_results/soundwave-asr.yaml"}
         for number, (sha, listing) in enumerate(repository["commits"].items()):
             if not listing:
                 continue  # as the repository was made
@@ -112,7 +116,7 @@ def test_a_hundred_faults_leave_every_commit_whole(stage, tmp_path):
             of_round = json.loads((whole / "train_log.jsonl").read_text())["round"]
             blank = load_file(whole / "model.safetensors")["ctc_head.blank"]
             assert (blank == of_round).all(), "weights and log of two pushes in one commit"
-            assert set(listing) == wanted | ({"former.py"} if of_round < 7 else set())
+            assert set(listing) == wanted | (former if of_round < 7 else set())
     final = tmp_path / f"commit{number}"
     assert repository["branches"]["tries"] == sha and of_round == 7
     assert {path.name: path.read_bytes() for path in final.iterdir()} == {
@@ -136,6 +140,7 @@ def test_training_goes_on_while_the_hub_fails(encoder_folder, llm_folder, tmp_pa
     for folder in folders:
         SoundwaveForCTC.from_pretrained(folder)
         SoundwaveProcessor.from_pretrained(folder)
+        assert is_free(folder / CARD) and "has not been evaluated" in (folder / CARD).read_text()
     files = {str(path.relative_to(folders[-1])): path for path in folders[-1].rglob("*") if path.is_file()}
     assert {"README.md", "train_log.jsonl", "stage_config.yaml", "speech_soundwave.py"} <= files.keys()
     for name, path in files.items():

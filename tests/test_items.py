@@ -83,3 +83,7 @@ def test_the_length_of_an_item(recording, tmp_path):
     assert Item("a", None, [whole, part], "x").duration_s == 2.5
     assert Item("a", None, [whole, missing], "x").duration_s is None
     assert Item("a", "text", [], "x").duration_s is None
+
+
+def test_a_key_in_an_address_is_in_no_name():
+    assert CellClip({"bytes": None, "path": "https://me:hidden@host/clips/a.wav?sig=hidden/x"}).name == "a.wav"

@@ -168,6 +168,15 @@ def test_a_key_is_asked_for_before_anything_else(monkeypatch, tmp_path):
     )
 
 
+def test_a_key_in_the_address_that_a_server_repeats(server, tmp_path):
+    server.answer = lambda request: (400, json.dumps({"error": {"message": "no key=hidden"}}).encode(), 0.0)
+    address = server.url.replace("//", "//me:word@") + "?key=hidden"
+    judge = Judge("judge", tmp_path / "judge", address, attempts=1)
+    judgements = judge_rows(CHAT, answer_rows(), judge, progress=False)
+    assert all("BadRequestError" in judgement["error"] for judgement in judgements)
+    assert "hidden" not in json.dumps([judgements, judge.describe()])
+
+
 def test_the_key_is_in_no_file(server, tmp_path):
     judge_rows(CHAT, answer_rows(3), make(server, tmp_path), progress=False)
     files = [file for file in (tmp_path / "judge").rglob("*") if file.is_file()]

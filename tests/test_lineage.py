@@ -50,7 +50,7 @@ def test_folders_beside_each_other_by_the_hash_of_their_weights(tmp_path):
     second, first = read_lineage(three)
     assert (second.stage, second.name, second.weights) == ("shrink", "shrink", sha256("shrink"))
     assert (first.stage, first.name, first.weights) == ("align", "align", sha256("align"))
-    assert f"the result of stage II, `shrink` (SHA-256 of its `model.safetensors`: `{second.weights}`)" == str(second)
+    assert f"the result of stage II, `shrink` (SHA-256 of its weights: `{second.weights}`)" == str(second)
 
 
 def test_a_checkpoint_that_is_pushed_from_within_its_run(tmp_path):

@@ -147,6 +147,35 @@ def test_a_folder_without_weights_says_so(tmp_path):
         SoundwaveForConditionalGeneration.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-100], lambda whole: b"", lambda whole: whole[:6]])
+def test_a_file_cut_short_is_named(tmp_path, components, damage):
+    tiny_model().save_pretrained(tmp_path / "stage", max_shard_size="50KB")
+    SoundwaveForCTC.from_components(*components, audio_token_id=AUDIO_ID).save_pretrained(tmp_path / "aligned")
+    encoder, llm = components
+    shard = sorted((tmp_path / "stage").glob("model-*.safetensors"))[-1]
+    first = min((tmp_path / "llama").glob("model-*.safetensors"))
+    for path, load, name in (
+        (shard, lambda: SoundwaveForConditionalGeneration.from_pretrained(tmp_path / "stage"), shard),
+        (first, lambda: SoundwaveForCTC.from_components(encoder, llm, audio_token_id=AUDIO_ID), first),
+        (first, lambda: SoundwaveForConditionalGeneration.from_components(encoder, llm, AUDIO_ID), llm),
+        (first, lambda: SoundwaveForConditionalGeneration.from_ctc(tmp_path / "aligned", llm), llm),
+    ):
+        whole = path.read_bytes()
+        path.write_bytes(damage(whole))
+        with pytest.raises(WeightsError, match=f"{name} cannot be read .*; fetch or write it again"):
+            load()
+        path.write_bytes(whole)
+        load()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": []}', "{}"])
+def test_a_damaged_index_is_named(tmp_path, text):
+    tiny_model().save_pretrained(tmp_path, max_shard_size="50KB")
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(WeightsError, match="model.safetensors.index.json cannot be read .* weight_map"):
+        SoundwaveForConditionalGeneration.from_pretrained(tmp_path)
+
+
 def test_the_librarys_loader_arguments_work(tmp_path, batch):
     model = tiny_model(dtype=torch.float32)
     model.save_pretrained(tmp_path)

@@ -29,6 +29,11 @@ def test_model_revision_follows_the_weights(tiny_model):
         ("runs/instruct", "runs/instruct"),
         ("owner/model", "owner/model"),
         ("--endpoint=http://user:secret@host:8000/v1", "--endpoint=http://host:8000/v1"),
+        ("http://user:a@b@host/v1", "http://host/v1"),
+        ("https://host/v1?api-key=a/b=,[c]&x=/home/name#d", "https://host/v1"),
+        ("--judge-endpoint=HTTPS://host?api-key=abc", "--judge-endpoint=HTTPS://host"),
+        ("https://host/v1#secret", "https://host/v1"),
+        ("data=[https://host/a.jsonl?key=1,s3://b/c.jsonl?key=2]", "data=[https://host/a.jsonl,s3://b/c.jsonl]"),
         ("What is said, and by whom?", "What is said, and by whom?"),
     ],
 )
@@ -44,4 +49,4 @@ def test_recordings_elsewhere_keep_their_file_name_only(tmp_path, monkeypatch):
     assert results.portable_path(str(tmp_path / "data" / "a.wav"), run) == "a.wav"
     monkeypatch.chdir(tmp_path)
     assert results.portable_path(str(tmp_path / "runs" / "wav" / "a.wav"), "runs/one") == "../wav/a.wav"
-    assert results.portable_path("https://host/a.wav", "runs/one") == "https://host/a.wav"
+    assert results.portable_path("https://me:secret@host/a.wav?key=b", "runs/one") == "https://host/a.wav"

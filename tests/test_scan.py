@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from soundwave.assets import TINY
 from soundwave.model_card import scan
 from soundwave.model_card.push_to_hub import published_files
-from soundwave.model_card.scan import find_problems, is_pickle
+from soundwave.model_card.scan import find_problems
 
 # Put together here, so that this file holds none itself.
 TOKENS = {
@@ -56,10 +56,64 @@ def test_pickles_inside_other_formats(tmp_path):
     torch.save({"a": torch.zeros(2)}, buffer, _use_new_zipfile_serialization=False)
     assert problems(tmp_path, "legacy.dat", buffer.getvalue())
     np.save(tmp_path / "objects", np.array([Harm(), None]), allow_pickle=True)
-    assert is_pickle(tmp_path / "objects.npy")
     np.savez(tmp_path / "archive", a=np.array([{}], dtype=object))
-    assert is_pickle(tmp_path / "archive.npz")
+    for name in ("objects.npy", "archive.npz"):
+        (line,) = find_problems({name: tmp_path / name})
+        assert " is a pickle, which runs code" in line
     assert problems(tmp_path, "training_args.bin", b"") and problems(tmp_path, "x.zip", b"PK\x03\x04 damaged")
+
+
+def zipped(members: dict[str, bytes | str]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_in_an_archive(protocol, tmp_path):
+    (line,) = problems(tmp_path, "notes.zip", zipped({"a.txt": "fine", "b": pickle.dumps(Harm(), protocol)}))
+    assert line.startswith("notes.zip, member b is a pickle")
+
+
+def test_a_secret_in_an_archive_is_named_by_member_and_line(tmp_path):
+    token = TOKENS["a Hugging Face token"]
+    (line,) = problems(tmp_path, "logs", zipped({"a/log.txt": f"fine\n{token}\n", "b.txt": "fine"}))
+    assert line.startswith("logs, member a/log.txt, line 2, holds a Hugging Face token; revoke it")
+    assert token not in line
+    assert problems(tmp_path, "logs", zipped({"tokenizer.json": '{"/home/user/": 5}'})) == []
+
+
+@pytest.mark.parametrize("dtype", ["S", "U"])
+def test_a_path_among_the_texts_of_an_array(dtype, tmp_path):
+    np.savez(tmp_path / "clips", names=np.array(["clips/1.wav", "/home/ada/clips/1.wav"], dtype))
+    (line,) = find_problems({"clips.npz": tmp_path / "clips.npz"})
+    assert line.startswith("clips.npz, member names.npy holds a path in a user's home folder")
+
+
+def test_archives_that_nobody_looks_into_are_refused(tmp_path, monkeypatch):
+    inner = zipped({"a.txt": TOKENS["an API key"]})
+    (line,) = problems(tmp_path, "a.zip", zipped({"inner.zip": inner}))
+    assert line == "a.zip holds another archive, inner.zip, which is not looked into; unpack it"
+    torn = bytearray(zipped({"a.txt": "words " * 5000}))
+    torn[60:90] = bytes(30)
+    (line,) = problems(tmp_path, "torn.zip", bytes(torn))
+    assert line.startswith("torn.zip is an archive that cannot be looked into (")
+    monkeypatch.setattr(scan, "UNPACKED_BYTES", 10**6)
+    (line,) = problems(tmp_path, "bomb.zip", zipped({"a.txt": "words " * 10**6}))
+    assert line.startswith("bomb.zip unpacks to more than the 1 MB of text")
+    assert problems(tmp_path, "arrays.zip", zipped({"zeros": bytes(5 * 10**6)})) == []  # of no text only the head
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_texts_with_several_bytes_a_character(encoding, tmp_path):
+    """As editors and shells of Windows write them, with a mark in front or without."""
+    text = f"stage: align\r\ntoken: {TOKENS['a Hugging Face token']}\r\n"
+    for name, content in (("a.txt", text.encode(encoding)), ("a.zip", zipped({"a.txt": text.encode(encoding)}))):
+        (line,) = problems(tmp_path, name, content)
+        assert "line 2, holds a Hugging Face token" in line
+    assert problems(tmp_path, "a.txt", "stage: align\n".encode(encoding)) == []
 
 
 def test_what_is_no_pickle(tmp_path):
@@ -158,3 +212,10 @@ def test_damaged_weights_and_a_user_without_a_home(tmp_path, monkeypatch):
         tmp_path, "a.safetensors", (99).to_bytes(8, "little") + TOKENS["an API key"].encode() + b" " * 99
     )
     assert "an API key" in line
+
+
+def test_a_damaged_array_of_texts(tmp_path):
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([TOKENS["an API key"], "a" * 60], "S"))
+    (line,) = problems(tmp_path, "names.npy", buffer.getvalue()[:-1])
+    assert "holds an API key" in line

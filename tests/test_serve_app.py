@@ -6,11 +6,14 @@ import gc
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import soundfile
 
+from soundwave.apps.server import transcription
 from soundwave.apps.server.app import build_app
 from soundwave.apps.server.guard import Bounds, Guard
 from soundwave.apps.server.served import Served
@@ -49,6 +52,38 @@ def ask(app: Guard, connection: Connection) -> Connection:
 
     asyncio.run(run())
     return connection
+
+
+def recording(seconds: float, **fields: str) -> Connection:
+    """A transcription of a recording of several windows, in each of which the random model hears something."""
+    file = io.BytesIO()
+    samples = np.random.default_rng(0).normal(size=round(seconds * SAMPLING_RATE)).clip(-3, 3) / 10
+    soundfile.write(file, samples, SAMPLING_RATE, format="WAV")
+    parts = [f'name="{name}"\r\n\r\n{value}'.encode() for name, value in fields.items()]
+    parts.append(b'name="file"; filename="a.wav"\r\n\r\n' + file.getvalue())
+    connection = Connection({"Content-Type": "multipart/form-data; boundary=b"}, TRANSCRIPTIONS)
+    connection.put(
+        b"".join(b"--b\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts) + b"--b--\r\n"
+    )
+    return connection
+
+
+def events(connection: Connection) -> list[dict]:
+    return [json.loads(event.removeprefix("data: ")) for event in connection.body.decode().split("\n\n")[:-1]]
+
+
+@pytest.fixture
+def third_window(tiny_model) -> Iterator[list]:
+    """What to call before the third window is heard."""
+    calls, todo = [], []
+
+    def hear(*_) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            todo[0]()
+
+    with tiny_model.alignment_adapter.register_forward_pre_hook(hear):
+        yield todo
 
 
 def deltas(connection: Connection) -> list[str]:
@@ -111,3 +146,57 @@ def test_a_form_needs_a_file(app):
     connection = Connection({"Content-Type": "multipart/form-data; boundary=b"}, TRANSCRIPTIONS)
     connection.put(b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nspeech.wav\r\n--b--\r\n')
     assert ask(app, connection).status == 400 and "no file" in connection.error["message"]
+
+
+@pytest.fixture(params=[7, 5], ids=["short", "long"])
+def lane(request, monkeypatch) -> None:
+    """Recordings of 7 s are worked on in the order of arrival, or between others."""
+    monkeypatch.setattr(transcription, "SHORT_S", request.param)
+
+
+def test_a_transcript_streams_while_the_rest_is_heard(app, third_window, lane):
+    connection, told = recording(7, stream="true"), []
+
+    def wait() -> None:
+        until = time.monotonic() + 30
+        while not (told or connection.body) and time.monotonic() < until:
+            time.sleep(0.001)
+        told.append(connection.body)
+
+    third_window.append(wait)
+    assert ask(app, connection).status == 200
+    assert b"transcript.text.delta" in told[0]
+    *parts, whole = events(connection)
+    assert {part["type"] for part in parts} == {"transcript.text.delta"} and len(parts) > 1
+    assert whole == {"type": "transcript.text.done", "text": "".join(part["delta"] for part in parts)}
+
+
+def test_a_streamed_transcript_that_fails_ends_with_the_error(app, third_window):
+    def fail() -> None:
+        raise ValueError("the third window cannot be heard")
+
+    third_window.append(fail)
+    *parts, last = events(ask(app, recording(7, stream="true")))
+    assert parts and last["error"]["message"] == "the third window cannot be heard"
+
+
+def test_a_streamed_transcript_ends_with_its_client(app, served, third_window, lane, caplog):
+    connection, ends = recording(7, stream="true"), threading.Event()
+    third_window.append(lambda: ends.wait(30))
+    heard = []
+
+    async def run() -> None:
+        task = connection.start(app)
+        while not connection.body:
+            await asyncio.sleep(0.001)
+        connection.hang_up()
+        await asyncio.wait_for(task, 30)
+        with served.model.alignment_adapter.register_forward_pre_hook(lambda *_: heard.append(1)):
+            ends.set()
+            await served.lanes.short(int)  # after what is under way
+            await served.lanes.long(int)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    gc.collect()
+    assert len(heard) <= 1  # and not all of the others
+    assert not caplog.records

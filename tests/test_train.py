@@ -14,6 +14,7 @@ from soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
 from soundwave.model_card.figures import CardError
 from soundwave.training.building import build_model
 from soundwave.training.checkpoints import LOG
+from soundwave.training.plan import make_plan
 from soundwave.training.stages import ConfigError, StageConfig, load_config
 from soundwave.training.train import main, run_stage, train_stage
 from tests.local_hub import LocalHub
@@ -153,6 +154,17 @@ def test_settings_without_effect_are_named(runs, llm_folder, encoder_folder):
         StageConfig.for_stage("shrink", **one, model={"keep_blanks": True, "audio_padding": "max_length"})
     )
     assert model.config.keep_blanks and model.config.audio_padding == processor.audio_padding == "max_length"
+
+
+def test_a_revision_of_a_folder_is_refused(runs, tmp_path):
+    common = settings(runs) | {"output_dir": str(tmp_path / "out"), "start": str(runs / "two")}
+    config = StageConfig.for_stage("instruct", **common, start_revision="main")
+    for begin in (train_stage, build_model, make_plan):
+        with pytest.raises(ConfigError, match="start_revision is 'main' and would have no effect: start is the"):
+            begin(config)
+    assert not (tmp_path / "out").exists()
+    config.save(tmp_path / "stage_config.yaml")
+    assert load_config(tmp_path / "stage_config.yaml", ["start_revision="]).start_revision is None
 
 
 def test_stage_one_goes_on_in_the_type_it_is_given(runs):

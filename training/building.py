@@ -1,6 +1,7 @@
 """The model and processor that a stage begins with: from two components, or from the stage before."""
 
 import dataclasses
+import os
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ OUR_PARTS = ("alignment_adapter.", "ctc_head.", "shrinking_adapter.")
 
 
 def pin_start(config: StageConfig) -> StageConfig:
-    """The settings with the commit that `start_revision` means now: one for all reads, and for the card's lineage."""
-    if config.start is None:
+    """The settings with the commit that `start_revision` means now: one for all reads, and for the card's lineage.
+
+    Those of a run that begins with a folder stay as they are: it has no commits, and `check_start` refuses one.
+    """
+    if config.start is None or os.path.isdir(config.start):
         return config
     revision = config.start_revision or _begun_at(config)
     return dataclasses.replace(config, start_revision=resolve_commit(config.start, revision))
@@ -125,6 +129,12 @@ def check_start(config: StageConfig) -> SoundwaveConfig | None:
                 "audio_model and text_model to an encoder and an LLM."
             )
         return None
+    if config.start_revision is not None and os.path.isdir(config.start):
+        raise ConfigError(
+            f"start_revision is {config.start_revision!r} and would have no effect: start is the folder "
+            f"{config.start}, which has no revisions. Leave it out (start_revision= takes a file's back), or set "
+            "start to a repository on the Hub."
+        )
     begun = SoundwaveConfig.from_pretrained(config.start, **_hub(config))
     if config.stage == "align" and not _is_stage_one(begun):
         raise ConfigError(

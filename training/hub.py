@@ -11,7 +11,9 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers import Trainer
 
+from soundwave.model_card.build_card import CARD, is_free, write_card
 from soundwave.model_card.checks import check_card
+from soundwave.model_card.figures import CardError
 from soundwave.model_card.push_to_hub import (
     PushError,
     PushRefused,
@@ -138,6 +140,11 @@ class HubMixin(Trainer):
         self.background.start(partial(self._push_snapshot, snapshot, message))
 
     def _push_snapshot(self, snapshot: Path, message: str) -> None:
+        try:
+            if is_free(snapshot / CARD):  # that on the Hub may have the figures of earlier weights
+                write_card(snapshot, self.hub_model_id)
+        except CardError as error:
+            report(f"{message}: pushed without a card. {error}")
         try:
             self._push(snapshot, message)
         finally:

@@ -25,6 +25,7 @@ from soundwave.training.incidents import Tally
 from soundwave.training.mixture import MixtureSampler
 from soundwave.training.monitoring import Monitor, MonitoringMixin, TensorBoard
 from soundwave.training.progress import Progress, StageCallback
+from soundwave.training.recomputing import recompute_in_evaluation
 from soundwave.training.skipping import SkippingCallback, SkippingCollator, SkippingMixin, rows_taken, take_rows
 from soundwave.training.stages import STAGES, ConfigError
 from soundwave.training.streaming import StreamCallback, StreamedMixture
@@ -84,6 +85,8 @@ class SoundwaveTrainerMixin(
             )
         table = STAGES[self.stage]
         freeze(model, trains if trains is not None else table.trains)
+        if args.activation_checkpointing and hasattr(model, "language_model"):
+            recompute_in_evaluation(model.language_model)  # a frozen one stays in evaluation mode
         self.spec_augment = spec_augment
         self.max_skipped_fraction, self.max_nonfinite_in_row = max_skipped_fraction, max_nonfinite_in_row
         self.losses = table.losses

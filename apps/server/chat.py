@@ -26,6 +26,7 @@ from transformers.cli.serving.utils import DirectStreamer, GenerationState
 from soundwave.apps.server.errors import api_error, sse
 from soundwave.apps.server.lanes import GONE, HungUp, StopWhenGone
 from soundwave.apps.server.served import Served, limits_for
+from soundwave.apps.server.streams import Pieces
 from soundwave.processing import SAMPLING_RATE, AudioLimits, load_audio
 
 Answer = tuple[str, str, CompletionUsage]  # text, reason for its end, tokens
@@ -243,30 +244,19 @@ class ChatHandler(ChatCompletionHandler):
         return processor.decode(new, skip_special_tokens=True), reason, usage
 
     async def _stream(self, answer: Callable[..., Answer], request_id: str) -> StreamingResponse:
-        queue: asyncio.Queue = asyncio.Queue()  # texts, the streamer's None, at last the work itself, done
+        queue: asyncio.Queue = asyncio.Queue()
         streamer = DirectStreamer(self.served.processor.tokenizer._tokenizer, asyncio.get_running_loop(), queue)
-        work = asyncio.ensure_future(self.served.lanes.short(answer, streamer))
-        work.add_done_callback(queue.put_nowait)
-        try:
-            # The first word is awaited: what fails before it is answered with its own status.
-            first = await queue.get()
-        except asyncio.CancelledError:
-            work.cancel()
-            raise
-        if first is work:
-            work.result()
-        return StreamingResponse(self._events(request_id, first, queue), media_type="text/event-stream")
+        pieces = await Pieces(queue, self.served.lanes.short(answer, streamer)).begin()
+        return StreamingResponse(self._events(request_id, pieces), media_type="text/event-stream")
 
-    async def _events(self, request_id: str, item: Any, queue: asyncio.Queue) -> AsyncIterator[str]:
+    async def _events(self, request_id: str, pieces: Pieces) -> AsyncIterator[str]:
         name, told = self.served.name, ""
         yield self._build_chunk_sse(request_id, role="assistant", model=name)
-        while not isinstance(item, asyncio.Future):
-            if item:
-                told += item
-                yield self._build_chunk_sse(request_id, content=item, model=name)
-            item = await queue.get()
+        async for piece in pieces:
+            told += piece
+            yield self._build_chunk_sse(request_id, content=piece, model=name)
         try:
-            text, reason, usage = item.result()
+            text, reason, usage = pieces.work.result()
         except Exception as error:
             logger.error("a stream ended early", exc_info=error)
             yield sse(api_error(error).content())

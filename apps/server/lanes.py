@@ -12,6 +12,7 @@ piece of a long one each, however long that is.
 """
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from typing import Any
 
 import torch
 from transformers import StoppingCriteria
+
+logger = logging.getLogger(__name__)
 
 READERS = 4  # requests whose recordings are decoded at once, and as many whose recordings are fetched
 # Set when the client of the current request has hung up, or has got its answer.
@@ -91,11 +94,21 @@ class Lane:
         await self.free.acquire()
         begun = asyncio.get_running_loop().run_in_executor(self.pool, self._work, work, *arguments)
         begun.add_done_callback(lambda _: self.free.release())
-        return await asyncio.shield(begun)
+        try:
+            return await asyncio.shield(begun)
+        except asyncio.CancelledError:
+            begun.add_done_callback(_log_failure)  # nobody else will see it
+            raise
 
     def _work(self, work: Callable, *arguments: Any) -> Any:
         with self.turns:
             return work(*arguments)
+
+
+def _log_failure(work: asyncio.Future) -> None:
+    error = None if work.cancelled() else work.exception()
+    if error is not None and not isinstance(error, HungUp):
+        logger.error("work failed whose client is gone", exc_info=error)
 
 
 class Lanes:

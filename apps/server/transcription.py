@@ -1,7 +1,10 @@
 """`POST /v1/audio/transcriptions`: one recording of any length as text, subtitles, or text with times."""
 
+import asyncio
 import copy
-from collections.abc import AsyncIterator, Iterator
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -11,12 +14,15 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.datastructures import FormData, UploadFile
 
-from soundwave.apps.server.errors import ApiError, sse
-from soundwave.apps.server.lanes import GONE, HungUp
+from soundwave.apps.server.errors import ApiError, api_error, sse
+from soundwave.apps.server.lanes import GONE, HungUp, Lane
 from soundwave.apps.server.served import Served
-from soundwave.modeling_soundwave.transcripts_soundwave import Transcript
+from soundwave.apps.server.streams import Pieces
+from soundwave.modeling_soundwave.transcripts_soundwave import Segment, Transcript
 from soundwave.modeling_soundwave.writers_soundwave import to_srt, to_verbose_json, to_vtt
 from soundwave.processing import SAMPLING_RATE
+
+logger = logging.getLogger(__name__)
 
 SHORT_S = 60.0  # recordings up to here are worked on in the order of arrival, longer ones between them
 PIECE = 4  # windows of a long one that are worked on at once: what others wait for
@@ -69,8 +75,6 @@ class TranscriptionRequest(BaseModel):
 
     def response(self, transcript: Transcript) -> Response:
         """The transcript in the form asked for."""
-        if self.stream:
-            return StreamingResponse(_events(transcript), media_type="text/event-stream")
         match self.response_format:
             case "text":
                 return PlainTextResponse(transcript.text + "\n")
@@ -85,12 +89,19 @@ class TranscriptionRequest(BaseModel):
         return JSONResponse({"text": transcript.text})
 
 
-async def _events(transcript: Transcript) -> AsyncIterator[str]:
-    """The text by segments, once it is known as a whole."""
-    texts = [segment.text for segment in transcript.segments if segment.text]
-    for index, text in enumerate(texts):
-        yield sse({"type": "transcript.text.delta", "delta": f" {text}" if index else text})
-    yield sse({"type": "transcript.text.done", "text": transcript.text})
+async def _events(pieces: Pieces) -> AsyncIterator[str]:
+    """The text segment by segment, then as a whole."""
+    told = False
+    async for text in pieces:
+        yield sse({"type": "transcript.text.delta", "delta": f" {text}" if told else text})
+        told = True
+    try:
+        transcript = pieces.work.result()
+    except Exception as error:
+        logger.error("a stream ended early", exc_info=error)
+        yield sse(api_error(error).content())
+    else:
+        yield sse({"type": "transcript.text.done", "text": transcript.text})
 
 
 class TranscriptionHandler:
@@ -119,10 +130,24 @@ class TranscriptionHandler:
             content = await file.read()
         waveform = await self.served.lanes.reading(self._short, content)
         if waveform is not None:
-            transcript = await self.served.lanes.short(self._transcribe, waveform, asked, self.served.processor)
+            lane, work = self.served.lanes.short, partial(self._transcribe, waveform, asked, self.served.processor)
         else:
-            transcript = await self.served.lanes.long(self._transcribe, content, asked, self._in_pieces())
-        return asked.response(transcript)
+            lane, work = self.served.lanes.long, partial(self._transcribe, content, asked, self._in_pieces())
+        if asked.stream:
+            return await self._stream(lane, work)
+        return asked.response(await lane(work))
+
+    async def _stream(self, lane: Lane, work: Callable[..., Transcript]) -> StreamingResponse:
+        queue: asyncio.Queue = asyncio.Queue()
+        loop, gone = asyncio.get_running_loop(), GONE.get()
+
+        def tell(segment: Segment) -> None:
+            if gone.is_set():
+                raise HungUp
+            loop.call_soon_threadsafe(queue.put_nowait, segment.text)
+
+        pieces = await Pieces(queue, lane(work, tell)).begin()
+        return StreamingResponse(_events(pieces), media_type="text/event-stream")
 
     def _short(self, content: bytes) -> np.ndarray | None:
         """The samples (n,) of a short recording, `None` for a longer one."""
@@ -149,7 +174,13 @@ class TranscriptionHandler:
         processor.stream_audio = stream_audio
         return processor
 
-    def _transcribe(self, audio: np.ndarray | bytes, asked: TranscriptionRequest, processor: Any) -> Transcript:
+    def _transcribe(
+        self,
+        audio: np.ndarray | bytes,
+        asked: TranscriptionRequest,
+        processor: Any,
+        tell: Callable[[Segment], None] | None = None,
+    ) -> Transcript:
         return self.served.model.transcribe(
             audio,
             processor,
@@ -157,5 +188,6 @@ class TranscriptionHandler:
             timestamps=asked.timed,
             language=asked.language,
             bias=asked.bias,
-            windows_per_batch=PIECE,
+            windows_per_batch=PIECE if tell is None else 1,  # a stream's text comes window by window
+            on_segment=tell,
         )

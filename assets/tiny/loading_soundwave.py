@@ -15,6 +15,7 @@ from .weights_soundwave import (
     EMBEDDINGS,
     LLM_PREFIX,
     WeightsError,
+    damage_named,
     embedding_rows,
     read_encoder,
     saved_state_dict,
@@ -62,6 +63,17 @@ def quantize_llm_only(quantization_config):
     return changed
 
 
+def _load_llm(model_id: str, commit: str | None, dtype):
+    with damage_named(f"a weight file of {model_id}"):
+        return AutoModelForCausalLM.from_pretrained(model_id, revision=commit, dtype=dtype)
+
+
+def _place(name: str, device_map: dict):
+    """Where a tensor goes: where the innermost module that the map names does."""
+    modules = [module for module in device_map if f"{name}.".startswith(f"{module}." if module else "")]
+    return device_map[max(modules, key=len)] if modules else None
+
+
 class SoundwaveLoadingMixin:
     """Loading and saving of stage repositories for every Soundwave model."""
 
@@ -80,7 +92,8 @@ class SoundwaveLoadingMixin:
                 the LLM only, without its output layer.
 
         Raises:
-            WeightsError: when a tensor is missing or unexpected, naming it, or there is no LLM to quantize.
+            WeightsError: when a tensor is missing or unexpected, naming it, a file is damaged, there is no LLM to
+                quantize, or ``device_map`` parts tied tensors.
         """
         if pretrained_model_name_or_path is None or "state_dict" in kwargs:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
@@ -110,9 +123,12 @@ class SoundwaveLoadingMixin:
             config.audio_model_revision = config.text_model_revision = None
         config.lora = config.encoder_lora = None
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            source, *model_args, config=config, output_loading_info=True, **weights, **kwargs
-        )
+        if "state_dict" in weights and kwargs.get("offload_folder") is not None:
+            cls._add_tied(config, weights["state_dict"], kwargs.get("device_map"))
+        with damage_named(f"a weight file of {path}"):
+            model, info = super().from_pretrained(
+                source, *model_args, config=config, output_loading_info=True, **weights, **kwargs
+            )
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if wrong := info[kind]:
                 listed = ", ".join(str(name) for name in sorted(wrong)[:5])
@@ -144,6 +160,25 @@ class SoundwaveLoadingMixin:
                 tensors["ctc_head.weight"] = rows if config.ctc_token_ids is None else rows[config.ctc_token_ids]
         unused = (LLM_PREFIX,) if hasattr(cls, "shrink") else (LLM_PREFIX, "shrinking_adapter.")
         return {name: tensor for name, tensor in tensors.items() if not name.startswith(unused)}
+
+    @classmethod
+    def _add_tied(cls, config, tensors: dict[str, torch.Tensor], device_map) -> None:
+        """Put tied tensors under each of their names: the library's offloading to disk looks for all of them.
+
+        Raises:
+            WeightsError: for a ``device_map`` with one of them on disk and the other elsewhere.
+        """
+        with torch.device("meta"):
+            tied = cls(copy.deepcopy(config)).all_tied_weights_keys
+        for name, kept in tied.items():
+            places = {_place(each, device_map) for each in (name, kept)} if isinstance(device_map, dict) else set()
+            if "disk" in places and len(places) > 1:
+                raise WeightsError(
+                    f"device_map has one of {name} and {kept} on disk, but they are the same tensor; give both "
+                    "modules the same place."
+                )
+            if kept in tensors:
+                tensors.setdefault(name, tensors[kept])
 
     def save_pretrained(self, save_directory, state_dict: dict | None = None, **kwargs):
         """Write a stage repository: the tensors that are ours, config, code files (``safetensors`` only).
@@ -210,7 +245,7 @@ class SoundwaveLoadingMixin:
         pin_component(config, "audio", audio_model, audio_commit)
         pin_component(config, "text", text_model, text_commit)
         if cls._holds_llm:
-            llm = AutoModelForCausalLM.from_pretrained(text_model, revision=text_commit, dtype=dtype)
+            llm = _load_llm(text_model, text_commit, dtype)
             model = cls(config, language_model=llm)
             model.init_from_embeddings()
         else:
@@ -269,7 +304,7 @@ class SoundwaveLoadingMixin:
             text_config = AutoConfig.from_pretrained(source, revision=commit)
             check_sizes(text_config, config.text_config, source, ctc_model)
             check_vocabulary(source, commit, ctc_model, revision)
-        language_model = AutoModelForCausalLM.from_pretrained(source, revision=commit, dtype=dtype)
+        language_model = _load_llm(source, commit, dtype)
         config.text_config = language_model.config
         if text_model is not None:
             pin_component(config, "text", source, commit)

@@ -5,9 +5,10 @@ the LLM only when they have no pinned commit on the Hub. Tensors are read throug
 """
 
 import json
+from contextlib import contextmanager
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 from .encoders_soundwave import audio_encoder
@@ -22,11 +23,41 @@ class WeightsError(ValueError):
     """Weights that do not fit the model: a missing, surplus or unreadable tensor, named in the message."""
 
 
+@contextmanager
+def damage_named(source: str):
+    """Say which file it is that safetensors cannot read: its own error does not.
+
+    Args:
+        source: what the message calls the file.
+
+    Raises:
+        WeightsError: when the file is damaged or was cut short.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{source} cannot be read ({error}): expected a whole safetensors file, and this one is damaged or was "
+            "cut short; fetch or write it again."
+        ) from error
+
+
+@contextmanager
+def open_shard(path: str):
+    """The handle of a safetensors file.
+
+    Raises:
+        WeightsError: when it is damaged, at opening or at reading.
+    """
+    with damage_named(path), safe_open(path, framework="pt", device="cpu") as file:
+        yield file
+
+
 def find_shards(model_id: str, **hub_arguments) -> list[str]:
     """Local paths of a repository's safetensors files, downloaded if need be.
 
     Raises:
-        WeightsError: when there is neither ``model.safetensors`` nor an index of shards.
+        WeightsError: when there is neither ``model.safetensors`` nor an index of shards, or the index is damaged.
     """
     arguments = {key: value for key, value in hub_arguments.items() if value is not None}
     optional = {"_raise_exceptions_for_missing_entries": False, **arguments}
@@ -39,16 +70,26 @@ def find_shards(model_id: str, **hub_arguments) -> list[str]:
             f"{model_id} holds neither model.safetensors nor model.safetensors.index.json; "
             "save it with save_pretrained (safetensors) first."
         )
-    with open(index, encoding="utf-8") as file:
-        names = sorted(set(json.load(file)["weight_map"].values()))
+    try:
+        with open(index, encoding="utf-8") as file:
+            names = sorted(set(json.load(file)["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{index} cannot be read ({error!r}): expected JSON with the shard of each tensor under weight_map; fetch "
+            "or write it again."
+        ) from error
     return [cached_file(model_id, name, **arguments) for name in names]
 
 
 def read_tensors(shards: list[str], wanted=None) -> dict[str, torch.Tensor]:
-    """Tensors of some safetensors files by name; ``wanted(name) -> bool`` selects. Unselected ones are not read."""
+    """Tensors of some safetensors files by name; ``wanted(name) -> bool`` selects. Unselected ones are not read.
+
+    Raises:
+        WeightsError: for a damaged file.
+    """
     tensors = {}
     for path in shards:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with open_shard(path) as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
                 if wanted is None or wanted(name):
                     tensors[name] = file.get_tensor(name)
@@ -66,7 +107,7 @@ def read_encoder(model_id: str, model_type: str, **hub_arguments) -> dict[str, t
         **hub_arguments: revision, token, ...
 
     Raises:
-        WeightsError: when there are none.
+        WeightsError: when there are none, or a file is damaged.
     """
     encoder = audio_encoder(model_type)
 
@@ -105,7 +146,7 @@ def embedding_rows(
     rows, done = torch.empty(0), 0
     for start in blocks:
         inside = wanted[(wanted >= start) & (wanted < start + blocks.step)] - start
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with open_shard(path) as file:
             block = file.get_slice(name)[start : start + blocks.step]
             if start == 0:
                 rows = torch.empty(len(wanted), D, dtype=dtype or block.dtype)
@@ -118,7 +159,7 @@ def embedding_rows(
 def _find_embedding(shards: list[str], model_id: str, shape: list[int]) -> tuple[str, str]:
     """File and name of the LLM's input embeddings."""
     for path in shards:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with open_shard(path) as file:
             for name in file.keys():  # noqa: SIM118
                 if name.endswith(EMBEDDINGS) and file.get_slice(name).get_shape() == shape:
                     return path, name

@@ -1,21 +1,19 @@
 """What all kinds of models have in common: the interface, its errors, greedy decoding, and where weights are from."""
 
-import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from soundwave.eval.items import CutAnswer, Item
-from soundwave.eval.provenance import describe_model
+from soundwave.eval.provenance import describe_model, weights_hash
 
 #: Spelt out, because generation configurations of published models sample and penalise repetitions.
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-_BLOCK = 2**24  # bytes of a weight file that are hashed at a time
 
 
 class AudioModel(Protocol):
@@ -120,20 +118,13 @@ def describe(model: Any, source: str, commit: str | None, kind: str) -> dict[str
         kind: Of ``load_model``'s kinds.
     """
     folder = Path(source)
-    revision = commit or (weights_hash(folder) if folder.is_dir() else None)
-    return describe_model(model, folder.resolve().name if folder.is_dir() else source, revision) | {"kind": kind}
-
-
-def weights_hash(folder: str | os.PathLike[str]) -> str | None:
-    """Hash of the weight files of a folder, headers and contents; ``None`` if it has none."""
-    digest = hashlib.sha256()
-    files = sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob("*.bin")])
-    for path in files:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    return "sha256:" + digest.hexdigest()[:16] if files else None
+    if not folder.is_dir():
+        snapshot = try_to_load_from_cache(source, "config.json", revision=commit) if commit else None
+        weights = weights_hash(Path(snapshot).parent) if kind == "soundwave" and isinstance(snapshot, str) else None
+        return describe_model(model, source, commit, weights) | {"kind": kind}
+    weights = weights_hash(folder)
+    revision = commit or (weights and f"sha256:{weights[:16]}")
+    return describe_model(model, folder.resolve().name, revision, weights) | {"kind": kind}
 
 
 def new_texts(model: Any, tokenizer: Any, ids: torch.Tensor, prompt_length: int, max_new_tokens: int) -> list[str]:

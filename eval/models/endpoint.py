@@ -59,8 +59,9 @@ class Endpoint:
             raise ModelError(f"{url!r} is no address of an endpoint; expected one like http://127.0.0.1:8000/v1")
         self.model, self._openai, self._parallel = model, openai, parallel
         self.host = urlsplit(url).hostname  # the rest of the address may hold secrets
-        self._key = key or os.environ.get(KEY_VARIABLE)
-        self._client = openai.OpenAI(base_url=url, api_key=self._key or "none", timeout=timeout_s, max_retries=retries)
+        key = key or os.environ.get(KEY_VARIABLE)
+        self._secrets = list(filter(None, (key, urlsplit(url).query, urlsplit(url).password)))
+        self._client = openai.OpenAI(base_url=url, api_key=key or "none", timeout=timeout_s, max_retries=retries)
         self._kept: dict[str, Future[str]] = {}  # request -> what came of it, after a batch that failed
         self.decoding: dict[str, Any] = {"strategy": "greedy", "temperature": 0.0}
         self._check_server()
@@ -151,7 +152,9 @@ class Endpoint:
 
     def _say(self, error: Exception) -> str:
         text = f"{type(error).__name__}: {error}"
-        return text.replace(self._key, "***") if self._key else text  # some servers repeat what they were sent
+        for secret in self._secrets:  # some servers repeat what they were sent
+            text = text.replace(secret, "***")
+        return text
 
 
 def input_audio(waveform: np.ndarray) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Families differ in how their processors want to be asked; ``ADAPTERS`` says how,
 library's common way, one item at a time. Letters: `B` items, `N` prompt tokens.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,13 +33,17 @@ from soundwave.processing import SAMPLING_RATE
 
 #: Text of the user's turn and the recordings before it, each (samples,) at 16 kHz.
 Question = tuple[str, list[np.ndarray]]
+#: With which the prompts of Qwen2-Audio's own evaluation end, as in "recognize the speech: <|en|>".
+LANGUAGE_TAG = re.compile(r"<\|([a-z]{2})\|>")
+OPEN, CLOSE = "\uf8f0", "\uf8f1"  # of a tag, until the template puts its signs there; for private use, in no text
 
 
-def by_template(processor: Any, questions: Sequence[Question]) -> BatchFeature:
+def by_template(processor: Any, questions: Sequence[Question], chat_template: str | None = None) -> BatchFeature:
     """The common way: the processor's chat template over content lists, with the waveforms in them."""
     conversations = [_turn(text, [{"type": "audio", "audio": sound} for sound in heard]) for text, heard in questions]
     return processor.apply_chat_template(
         conversations,
+        chat_template,
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
@@ -46,6 +51,22 @@ def by_template(processor: Any, questions: Sequence[Question]) -> BatchFeature:
         sanitize_control_tokens=True,  # what an item says stays text
         processor_kwargs={"text_kwargs": {"padding": True}},  # the texts only: recordings have a padding of their own
     )
+
+
+def by_qwen_template(processor: Any, questions: Sequence[Question]) -> BatchFeature:
+    """The common way, in which a language tag is the token that it is in Qwen2-Audio's own evaluation.
+
+    The library spells a special token out that it finds in a conversation, and leaves be what the template writes: so
+    the template writes the tags. Where the tokenizer has no such token, they are text.
+    """
+    outer = (
+        f"{{% filter replace('{OPEN}', '<|') | replace('{CLOSE}', '|>') %}}{processor.chat_template}{{% endfilter %}}"
+    )
+    marked = [
+        (LANGUAGE_TAG.sub(rf"{OPEN}\1{CLOSE}", text.replace(OPEN, "").replace(CLOSE, "")), heard)
+        for text, heard in questions
+    ]
+    return by_template(processor, marked, outer)
 
 
 def by_mistral_common(processor: Any, questions: Sequence[Question]) -> BatchFeature:
@@ -94,7 +115,7 @@ class Adapter:
 
 #: ``config.model_type`` -> adapter.
 ADAPTERS: dict[str, Adapter] = {
-    "qwen2_audio": Adapter(heard_s=30),
+    "qwen2_audio": Adapter(by_qwen_template, heard_s=30),
     "voxtral": Adapter(by_mistral_common, needs="mistral_common"),
     "granite_speech": Adapter(by_placeholder, alone=True),
     "audioflamingo3": Adapter(heard_s=600),

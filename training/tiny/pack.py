@@ -48,7 +48,8 @@ def pack(run: str | Path, output: str | Path, name: str = "soundwave/soundwave-t
         model = SoundwaveForConditionalGeneration.from_pretrained(made, dtype=torch.float32).eval()
         processor = SoundwaveProcessor.from_pretrained(made)
         names = sorted(str(path) for path in (run / "corpus" / "test").glob("*.jsonl"))
-        evaluate_files(model, processor, names, output_dir=made, command="python -m soundwave.training.tiny.pack")
+        command = "python -m soundwave.training.tiny.pack"
+        evaluate_files(model, processor, names, output_dir=made, source=str(made), command=command)
         write_card(made, name, answers_stay=False)
         (made / "answers.settings.json").unlink()
         (made / "answers.jsonl").unlink()  # as large as the weights; `results.json` keeps what was counted
