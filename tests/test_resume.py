@@ -339,6 +339,8 @@ def test_two_processes_go_on_where_one_was_killed(runs, whole, tmp_path):
     done = subprocess.run(command, env=runs.environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = log_lines(tmp_path / "whole"), log_lines(tmp_path / "killed")
+    assert [line["devices"] for line in two if "devices" in line] == [1, 2]  # said where a run begins and goes on
+    one, two = ([line for line in lines if "devices" not in line] for lines in (one, two))
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for ours, theirs in zip(one, two, strict=True):
         for name in ("loss", "grad_norm", "rows", "draws/asr", "draws/sound", "learning_rate"):
