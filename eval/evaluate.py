@@ -10,7 +10,7 @@ The same command goes on where a run was interrupted. What computes is imported 
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from soundwave.eval.judge import Judge
     from soundwave.eval.results import TaskResult
     from soundwave.eval.runner import Runner
+
+#: Groups that are named one by one on the terminal; of more, ``results.json`` tells.
+MOST_LISTED = 6
 
 
 @dataclass
@@ -56,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME=FOLDER",
-        help="a task's data in its published layout (default: the Hub)",
+        help="a task's data in its published layout (default: the Hub); ttft:NAME reads NAME's",
     )
     what.add_argument("--data", nargs="+", default=[], metavar="FILE", help="rows as for training, one task per file")
     what.add_argument("--prompt", metavar="TEXT", help="ask the tasks in these words in place of their own")
@@ -76,7 +79,15 @@ def build_parser() -> argparse.ArgumentParser:
     judge.add_argument(
         "--judge-as-published", action="store_true", help="sample the judge as the benchmark did (default: greedily)"
     )
+    judge.add_argument(
+        "--judge-timeout",
+        type=_positive,
+        default=120,
+        metavar="S",
+        help="seconds without a byte, five tries (default: 120)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="start anew where DIR has answers already")
+    parser.add_argument("--retry-failed", action="store_true", help="ask again what failed in finished test sets")
     parser.add_argument(
         "--stop-after",
         type=_positive,
@@ -92,14 +103,13 @@ def _names(text: str) -> list[str]:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate a model. Returns the exit code: 1 if a test set could not be scored."""
+    """Evaluate a model. Returns the exit code: 1 if a test set has no figure."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.list:
@@ -109,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{' and '.join(missing)} missing (--list shows the tasks)")
     if not arguments.tasks and not arguments.data:
         parser.error("nothing to ask: give --tasks or --data (--list shows the tasks)")
+    if Path(arguments.output).exists() and not Path(arguments.output).is_dir():
+        parser.error(f"--output {arguments.output} is a file; name a folder")
     sources = named_folders(arguments.source, arguments.tasks)
     tasks = [_chosen(name, arguments.prompt) for name in arguments.tasks]
     return _evaluate(arguments, tasks, sources)
@@ -128,20 +140,22 @@ def task_table() -> str:
 
 
 def named_folders(given: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
-    """``NAME=FOLDER`` of tasks that are asked.
+    """Task -> folder, from ``NAME=FOLDER`` texts; the folder of ``meld`` is that of ``ttft:meld``, too.
 
     Raises:
         ValueError: For a text of another form, or a name that is not among the tasks.
     """
+    names = [task.partition("@")[0] for task in tasks]
+    measured_on = {name: data for name in names if (data := name.partition(":")[2])}
     folders = {}
     for text in given:
         name, separator, folder = text.partition("=")
         if not separator or not folder:
             raise ValueError(f"--source {text}: expected NAME=FOLDER")
-        if name not in [task.partition("@")[0] for task in tasks]:
+        if name not in (*names, *measured_on.values()):
             raise ValueError(f"--source {text}: {name} is not among --tasks {','.join(tasks)}")
         folders[name] = folder
-    return folders
+    return {task: folders[data] for task, data in measured_on.items() if data in folders} | folders
 
 
 def _chosen(name: str, prompt: str | None) -> tuple[Benchmark, str | None]:
@@ -186,6 +200,7 @@ def _evaluate(
         arguments.limit,
         judge,
         arguments.overwrite,
+        arguments.retry_failed,
         arguments.stop_after,
         processes=processes,
     )
@@ -252,7 +267,13 @@ def _judge(arguments: argparse.Namespace) -> "Judge | None":
     from soundwave.eval.judge import Judge
 
     cache = Path(arguments.output) / "judge_replies"
-    return Judge(arguments.judge, cache, arguments.judge_endpoint, official=arguments.judge_as_published)
+    return Judge(
+        arguments.judge,
+        cache,
+        arguments.judge_endpoint,
+        official=arguments.judge_as_published,
+        timeout_s=arguments.judge_timeout,
+    )
 
 
 def _run(runner: "Runner", test_set: TestSet) -> bool:
@@ -275,24 +296,35 @@ def _run(runner: "Runner", test_set: TestSet) -> bool:
     if result is not None and runner.processes.rank == 0:
         sys.stdout.write(summary(result))
         sys.stdout.flush()
-    return result is not None
+    return result is not None and result.value is not None
 
 
 def summary(result: "TaskResult") -> str:
-    """The figures of a test set in a line, and one for each of its areas."""
+    """The figures of a test set: a line for the headline, then one per further metric, area or group, and failure."""
     from soundwave.eval.scoring import format_figure
 
-    def figure(value: float | None, interval: Sequence[float] | None) -> str:
-        ends = "" if interval is None else f" ({' to '.join(format_figure(result.metric, end) for end in interval)})"
-        return format_figure(result.metric, value) + ends
+    def figure(metric: str, figures: Mapping[str, Any]) -> str:
+        ends = figures["interval"] and [format_figure(metric, end) for end in figures["interval"]]
+        return format_figure(metric, figures["value"]) + (f" ({' to '.join(ends)})" if ends else "")
 
     counts = [f"{result.count} items", f"{result.failures} failed"]
     if result.cut:
         counts.append(f"{result.cut} cut at {result.decoding['max_new_tokens']} tokens (--max-new-tokens)")
-    counts += [f"{key}: {value}" for key, value in result.notes.items()]
-    lines = [f"{result.name}: {result.metric} {figure(result.value, result.interval)}, {', '.join(counts)}"]
-    lines += [f"  {name}: {figure(area['value'], area['interval'])}" for name, area in result.areas.items()]
+    counts += [f"{key}: {_short(value)}" for key, value in result.notes.items()]
+    lines = [f"{result.name}: {result.metric} {figure(result.metric, vars(result))}, {', '.join(counts)}"]
+    lines += [f"  {metric}: {figure(metric, figures)}" for metric, figures in result.also.items()]
+    parts = result.areas or (result.groups if len(result.groups) <= MOST_LISTED else {})
+    lines += [f"  {name}: {figure(result.metric, part)}" for name, part in parts.items()]
+    if result.failed:
+        first, reason = next(iter(result.failed.items()))
+        lines.append(f"  failed: {first}: {reason}" + (" (the others in results.json)" if result.failures > 1 else ""))
     return "".join(f"{line}\n" for line in lines)
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    return ", ".join(value) if len(value) <= MOST_LISTED else f"{len(value)} groups"
 
 
 if __name__ == "__main__":

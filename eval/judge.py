@@ -138,19 +138,30 @@ class Judge:
     def ask(self, prompt: Prompt) -> Reply:
         """The reply, from the cache if there is one. Failed requests are not kept: the next run asks again.
 
+        Nor are replies that `forget` was told of.
+
         Raises:
             JudgeError: If the endpoint refuses the key or does not know the model, or is down.
         """
-        sent = {"model": self.model, "messages": prompt.messages, **self.sampling(prompt)}
-        # The order is part of the key: samples of one question are the same request, asked several times.
-        request = {"endpoint": self.endpoint, "order": prompt.order, **sent}
+        request = self._request(prompt)
         kept = self._cache.get(request)
         if kept is None:
-            kept, answered = self._post(sent)
+            kept, answered = self._post(self._sent(prompt))
             self._count(kept, answered)
             if answered:
                 self._cache.put(request, kept)
         return kept
+
+    def forget(self, prompt: Prompt) -> None:
+        """Take the reply to a prompt out of the cache: it held no mark, and the next run asks again."""
+        self._cache.remove(self._request(prompt))
+
+    def _sent(self, prompt: Prompt) -> dict[str, Any]:
+        return {"model": self.model, "messages": prompt.messages, **self.sampling(prompt)}
+
+    def _request(self, prompt: Prompt) -> dict[str, Any]:
+        # The order is part of the key: samples of one question are the same request, asked several times.
+        return {"endpoint": self.endpoint, "order": prompt.order, **self._sent(prompt)}
 
     def _post(self, sent: dict[str, Any]) -> tuple[Reply, bool]:
         """(reply, whether the model replied at all)."""
@@ -215,6 +226,10 @@ class ReplyCache:
             file.write(text)
         os.replace(file.name, path)
 
+    def remove(self, request: dict[str, Any]) -> None:
+        """Keep no reply to this request."""
+        self._path(request).unlink(missing_ok=True)
+
     def _path(self, request: dict[str, Any]) -> Path:
         sha = _sha(request)
         return self.folder / sha[:2] / f"{sha}.json"
@@ -271,6 +286,8 @@ def _judgement(benchmark: "Benchmark", judge: Judge, row: Row, prompt: Prompt) -
         if verdict["error"] is not None:
             cut = ", cut at max_tokens" if reply.finish_reason == "length" else ""
             verdict["error"] += f"; the judge said {_quote(reply.text)}{cut}"
+    if verdict["error"] is not None:
+        judge.forget(prompt)
     return {
         "name": row["name"],
         "id": row["id"],

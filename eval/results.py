@@ -47,7 +47,7 @@ class TaskResult:
         settings: Of the metric: normaliser, bootstrap, averaging, what happens to failed items (``metric_settings``).
         value: Headline figure over all answered items; ``None`` if it is undefined (``scoring.Figures``).
         interval: Its bootstrap interval; ``None`` with ``value``.
-        count: Items answered and scored.
+        count: Items answered; those among them that the metric could not read stand in ``notes``.
         failures: Items that gave no answer; they are in no figure.
         failed: Their ids with the reason.
         also: Further metrics: name -> ``{"value", "interval"}`` and, where they have any, ``groups``, ``areas``,
@@ -59,7 +59,7 @@ class TaskResult:
         time: When the evaluation ended, UTC.
         seconds: How long it took, loading of the recordings included; of a resumed run, what was left of it.
         command: What was run.
-        groups: Group -> ``{"value", "interval", "count"}``, of the headline metric.
+        groups: Group -> ``{"value", "interval", "count"}`` of the headline metric, and ``"unread"`` (``Figures``).
         areas: Area -> the same, the unweighted mean over its groups.
         notes: What a reader must know of the headline figure: answers that were not parsed, judgements that failed.
         signature: The metric tool's own account of its settings, such as sacrebleu's.

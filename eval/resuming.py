@@ -62,7 +62,9 @@ class PartLog(AnswerLog):
         super().__init__(folder, name)
 
 
-def begin(folder: Folder, name: str, settings: Mapping[str, Any], overwrite: bool = False) -> tuple[list[Row], bool]:
+def begin(
+    folder: Folder, name: str, settings: Mapping[str, Any], overwrite: bool = False, retry_failed: bool = False
+) -> tuple[list[Row], bool]:
     """Make a folder ready for the answers of a test set, whatever state it was left in.
 
     Args:
@@ -70,6 +72,7 @@ def begin(folder: Folder, name: str, settings: Mapping[str, Any], overwrite: boo
         name: Of the test set.
         settings: What the answers depend on.
         overwrite: Start anew.
+        retry_failed: Take a finished test set with failures for an unfinished one.
 
     Returns:
         The rows that stay, and whether the test set is finished. Of an unfinished one those with an error do not stay:
@@ -84,6 +87,8 @@ def begin(folder: Folder, name: str, settings: Mapping[str, Any], overwrite: boo
     rows = [row for row in read_answers(folder) if row["name"] == name]
     entry = read_result(folder, name)
     finished = entry is not None and entry["dataset"]["rows"] == len(rows)  # without its answers it proves nothing
+    if retry_failed and any(row["error"] is not None for row in rows):
+        finished = False
     now = json.loads(json.dumps(settings))
     if rows and not overwrite:
         _check_same(folder, name, made_with.get(name), now, finished)

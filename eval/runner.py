@@ -51,6 +51,7 @@ class Runner:
         limit: At most so many items of a benchmark, drawn with a fixed seed from all of its groups alike.
         judge: Of judged benchmarks. Without one their answers are written, and scored by a later run that has one.
         overwrite: Start anew where the folder has answers already.
+        retry_failed: Ask again what failed in a finished test set, as in an unfinished one anyway.
         max_failures_in_a_row: Of the model, with the same kind of error; a recording that cannot be read is not one.
         progress: Show bars, and say what happens.
         command: What was run; the process's command line if not given.
@@ -67,6 +68,7 @@ class Runner:
     limit: int | None = None
     judge: Judge | None = None
     overwrite: bool = False
+    retry_failed: bool = False
     max_failures_in_a_row: int = MAX_FAILURES_IN_A_ROW
     progress: bool = True
     command: str | None = None
@@ -133,7 +135,7 @@ class Runner:
         claimed.enter_context(claim(self.output_dir))
         # The prompt is in the items' hash, too; here it can be read.
         settings = {"prompt": prompt, **{key: value for key, value in about.items() if key != "name"}}
-        return begin(self.output_dir, about["name"], settings, self.overwrite)
+        return begin(self.output_dir, about["name"], settings, self.overwrite, self.retry_failed)
 
     def _entry(self, name: str) -> Row:
         """What ``results.json`` says of a finished test set."""
@@ -147,8 +149,9 @@ class Runner:
         return entry["judge"] != self.judge.describe() or bool(entry["notes"].get("judge_failures"))
 
     def _finished(self, name: str, rows: list[Row]) -> TaskResult:
-        self._say(f"{name}: finished already; --overwrite starts anew")
         entry = self._entry(name)
+        retry = f", --retry-failed asks the {entry['failures']} again that failed" if entry["failures"] else ""
+        self._say(f"{name}: finished already; --overwrite starts anew{retry}")
         return TaskResult(**entry, answers=rows)
 
     def _ask(self, benchmark: Benchmark, items: Sequence[Item], kept: Sequence[Row], about: Row) -> list[Row]:
@@ -250,7 +253,10 @@ class Runner:
         judgements = judge_rows(benchmark, rows, self.judge, log, self.progress)
         if failed := unjudged(judgements):
             first, reason = next(iter(failed.items()))
-            self._say(f"{name}: {len(failed)} judgements failed, the first of {first}: {reason}")
+            self._say(
+                f"{name}: {len(failed)} of {len(judgements)} judgements failed, the first of {first}: {reason}. The "
+                "same command asks for those again"
+            )
         return judgements
 
     @property

@@ -59,7 +59,9 @@ class Metric:
         """A figure as tables print it: ``"4.7%"``, ``"25.31"``, ``"72.00 ms"``; ``"none"`` if it is undefined."""
         if value is None:
             return "none"
-        return f"{100 * value:.1f}%" if self.unit == "%" else f"{value:.2f} {self.unit}".rstrip()
+        if self.unit != "%":
+            return f"{value:.2f} {self.unit}".rstrip()
+        return f"{100 * value:.2g}%" if 0 < abs(value) < 1e-3 else f"{100 * value:.1f}%"
 
 
 METRICS: dict[str, Metric] = {
@@ -153,8 +155,8 @@ class Figures:
             could be parsed. A share is in [0, 1] (error rates can exceed 1), BLEU in [0, 100].
         interval: Its bootstrap interval, low and high end; ``None`` with ``value``.
         count: Items answered.
-        groups: Group -> ``{"value", "interval", "count"}`` of its rows, and ``"sources"``, the same by ``source``,
-            where there are several.
+        groups: Group -> ``{"value", "interval", "count"}`` of its rows, ``"unread"``, how many of those the metric
+            could not read, and ``"sources"``, the same by ``source``, where there are several.
         areas: Area -> ``{"value", "interval", "count"}``, the unweighted mean over its groups, and ``"missing"``: the
             groups of it that have no row.
         notes: What a reader must know: items that the metric could not read, groups without a figure (``undefined``)
@@ -183,11 +185,13 @@ class _Sample:
     value: float
     draws: np.ndarray
     count: int
+    unread: int
 
     def figure(self, confidence: float) -> dict[str, Any]:
         value = None if np.isnan(self.value) else float(self.value)
         interval = None if value is None else _interval(self.draws, confidence)
-        return {"value": value, "interval": interval, "count": self.count}
+        unread = {"unread": self.unread} if self.unread else {}
+        return {"value": value, "interval": interval, "count": self.count, **unread}
 
 
 def _interval(draws: np.ndarray, confidence: float) -> tuple[float, float]:
@@ -202,6 +206,7 @@ def _mean(samples: Sequence[_Sample]) -> _Sample:
         float(np.mean([sample.value for sample in samples])),
         np.mean([sample.draws for sample in samples], axis=0),
         sum(sample.count for sample in samples),
+        sum(sample.unread for sample in samples),
     )
 
 
@@ -242,6 +247,7 @@ def score_rows(
     if not headlines.get(average):
         raise ValueError(f"average={average!r} averages nothing; choose 'items', 'groups' or, with areas, 'areas'")
     headline = _mean(list(headlines[average])).figure(confidence)
+    headline.pop("unread", None)  # stands in the notes
     if headline["value"] is None and metric.unread is None:
         raise ValueError(
             f"{metric.name} of {len(answered)} items whose references hold nothing to count; give at least one"
@@ -312,7 +318,7 @@ def _sample(sums: np.ndarray, metric: Metric, count: int) -> _Sample:
         # A draw of nothing but unread items has no figure: another one stands in for it, as if drawn once more. Else
         # a mean over many groups, each undefined now and then, would have an interval from hardly any draw.
         draws[lost] = np.resize(values[:1] if lost.all() else draws[~lost], lost.sum())
-    return _Sample(values[0], draws, count)
+    return _Sample(values[0], draws, count, count - int(sums[0][-1]) if metric.unread else 0)
 
 
 def _by_source(rows: Sequence[Row], metric: Metric, settings: Settings, rng: np.random.Generator) -> dict[str, Any]:

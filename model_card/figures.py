@@ -152,7 +152,7 @@ class Figures:
                         "kind": kind,
                         "value": self._value(entry["metric"], figure),
                         "interval": self._interval(entry["metric"], figure),
-                        "count": self.show(str(figure["count"])),
+                        "count": self.show(_count(figure)),
                     }
                     for kind, figures in (("mean of groups", entry["areas"]), ("group", entry["groups"]))
                     for part, figure in figures.items()
@@ -251,6 +251,10 @@ def _scaled(metric: str, value: float) -> float:
     from soundwave.eval.scoring import get_metric
 
     return round(100 * value if get_metric(metric).unit == "%" else value, 2)
+
+
+def _count(figure: Mapping[str, Any]) -> str:
+    return f"{figure['count']} ({figure['unread']} unread)" if figure.get("unread") else str(figure["count"])
 
 
 def _missing(figure: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The command `soundwave evaluate`: its list, its options, what it says, and what it refuses."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import soundfile
 from soundwave.eval import results
 from soundwave.eval.benchmarks import BENCHMARKS
 from soundwave.eval.efficiency import EFFICIENCY
-from soundwave.eval.evaluate import main, summary, task_table
+from soundwave.eval.evaluate import TestSet, _run, main, named_folders, summary, task_table
 from soundwave.eval.rows import evaluate_ctc
+from soundwave.eval.runner import Runner
 from soundwave.training.data import load_rows
 from tests.conftest import SAMPLING_RATE, tone
+from tests.scripted import ScriptedModel, Words, word_items
 
 ROOT = Path(__file__).parents[1]
 
@@ -101,6 +104,7 @@ def test_a_model_of_stage_one_is_asked_for_transcripts(tiny_ctc, processor, data
     ("options", "reason"),
     [
         (["--tasks", "song"], "benchmark 'song' is unknown; choose one of librispeech_clean"),
+        (["--tasks", "melt"], "benchmark 'melt' is unknown; did you mean meld?"),
         (["--tasks", "meld", "--source", "meld"], "expected NAME=FOLDER"),
         (["--tasks", "meld", "--source", "mustc_en_de=here"], "mustc_en_de is not among --tasks meld"),
         (["--tasks", "librispeech_clean", "--source", "librispeech_clean=nowhere"], "nowhere"),
@@ -151,10 +155,43 @@ def test_one_test_set_that_fails_leaves_the_others(saved, data, tmp_path, capsys
 def test_the_summary_names_areas_notes_and_cut_answers(saved, data, tmp_path, capsys):
     main(["--model", str(saved), "--data", str(data), "--output", str(tmp_path), "--max-new-tokens", "1"])
     (entry,) = results.read_results(tmp_path)
-    entry |= {"cut": 2, "notes": {"parse_failures": 1}, "areas": {"speech": {"value": 0.5, "interval": [0.4, 0.6]}}}
-    lines = summary(results.TaskResult(**entry)).splitlines()
-    assert lines[0].endswith("3 items, 0 failed, 2 cut at 1 tokens (--max-new-tokens), parse_failures: 1")
-    assert lines[1] == "  speech: 50.0% (40.0% to 60.0%)"
+    part = {"value": 0.5, "interval": [0.4, 0.6]}
+    entry |= {"cut": 2, "notes": {"parse_failures": 1, "undefined": list("abcdefg")}, "areas": {"speech": part}}
+    entry |= {"also": {"cer": {"value": 0.00067, "interval": None}}, "failures": 2, "failed": {"x": "gone", "y": "?"}}
+    assert summary(results.TaskResult(**entry)).splitlines()[1:] == [
+        "  cer: 0.067%",
+        "  speech: 50.0% (40.0% to 60.0%)",
+        "  failed: x: gone (the others in results.json)",
+    ]
+    first = summary(results.TaskResult(**entry)).splitlines()[0]
+    assert first.endswith("2 cut at 1 tokens (--max-new-tokens), parse_failures: 1, undefined: 7 groups")
+    stages = {"align": part, "shrink": part}  # a speed over all stages says little: each has its line
+    assert "  shrink: 50.0% (40.0% to 60.0%)\n" in summary(
+        results.TaskResult(**entry | {"areas": {}, "groups": stages})
+    )
+
+
+def test_a_test_set_without_a_figure_is_a_failure(tmp_path, capsys):
+    class Choices(Words):
+        metric, also = "choice_accuracy", ()
+
+    items = [dataclasses.replace(item, reference="red", fields={"choices": ["red", "blue"]}) for item in word_items(2)]
+    for name, said, scored in (("read", "A", True), ("unread", "no idea", False)):
+        runner = Runner(ScriptedModel({"0": said, "1": said}), tmp_path, progress=False)
+        assert _run(runner, TestSet(name, Choices(), items, {"name": name})) is scored
+    assert "unread: choice_accuracy none, 2 items, 0 failed, parse_failures: 2" in capsys.readouterr().out
+
+
+def test_a_measurement_reads_the_folder_of_its_data():
+    tasks = ["ttft:meld", "meld@abc", "compression:meld"]
+    assert named_folders(["meld=a", "compression:meld=b"], tasks) == {
+        "ttft:meld": "a",
+        "meld": "a",
+        "compression:meld": "b",
+    }
+    assert named_folders(["meld=a"], ["ttft:meld"]) == {"ttft:meld": "a", "meld": "a"}
+    with pytest.raises(ValueError, match="mustc is not among --tasks ttft:meld"):
+        named_folders(["mustc=a"], ["ttft:meld"])
 
 
 def test_recorded_digits_with_another_prompt(saved, shared_data, tmp_path, capsys):

@@ -226,8 +226,11 @@ def test_answers_wait_for_a_judge_and_a_failed_judgement_is_no_zero(tmp_path):
         assert rescore(entry, read_answers(tmp_path), judgements) == []
         assert [row["reply"] for row in judgements if row["error"]] == ["a fine one"]
         asked = len(server.requests)
-        assert score("one").value == result.value and len(server.requests) == asked  # finished
-        assert score("two").judge["model"] == "two" and len(server.requests) == asked + 4
+        assert score("one").value == result.value and len(server.requests) == asked + 1  # what held no mark
+        assert score("two").judge["model"] == "two" and len(server.requests) == asked + 5
+        server.say(lambda answer: answer[-1])  # it has come to its senses
+        assert score("two").notes == {"judge_failures": 0} and len(server.requests) == asked + 6
+        assert score("two").value == 1.5 and len(server.requests) == asked + 6  # finished
     assert {row["model"] for row in read_judgements(tmp_path)} == {"two"}
 
 
@@ -248,6 +251,18 @@ def test_a_judge_that_goes_away_leaves_no_figures_of_another_judges_marks(tmp_pa
         assert score("one").value == first.value
         assert len(server.requests) == asked  # its replies were kept
         assert rescore(read_results(tmp_path)[0], read_answers(tmp_path), read_judgements(tmp_path)) == []
+
+
+def test_what_failed_in_a_finished_test_set_is_asked_again_on_request(tmp_path):
+    items, said = word_items(4), right_answers(4)
+    before = Runner(ScriptedModel(said | {"2": ValueError("broken")}), tmp_path, progress=False).run(Words(), items)
+    assert (before.count, before.failures) == (3, 1)
+    again = ScriptedModel(said)
+    assert Runner(again, tmp_path, progress=False).run(Words(), items).failures == 1 and again.asked == []
+    after = Runner(again, tmp_path, retry_failed=True, progress=False).run(Words(), items)
+    assert (again.asked, after.count, after.failures, after.value) == ([["2"]], 4, 0, 0.0)
+    assert len(read_answers(tmp_path)) == 4
+    assert rescore(read_results(tmp_path)[0], read_answers(tmp_path)) == []
 
 
 RUN = """

@@ -127,6 +127,7 @@ def test_a_mean_over_groups_of_which_one_is_undefined_is_undefined():
     assert (found.value, found.interval) == (None, None)
     assert found.notes == {"parse_failures": 1, "undefined": ["y"]}
     assert found.groups["x"]["value"] == 1
+    assert (found.groups["y"]["unread"], found.groups["y"]["count"]) == (1, 1) and "unread" not in found.groups["x"]
 
 
 def test_an_interval_where_hardly_any_draw_has_an_answer_in_every_group():

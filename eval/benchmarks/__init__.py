@@ -8,6 +8,7 @@ model: ``load`` gives the items, ``runner`` asks them, and ``scoring`` scores th
 
 from collections.abc import Iterator, Mapping
 from copy import copy
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -37,6 +38,7 @@ class Benchmark:
         judged: Whether a judge model reads the answers (``prompts`` and ``verdict``).
         instruction: Text beside every recording; ``None``: the recording alone, or a question of each item's own.
         own_questions: Whether every item brings its own text, so that there is no common instruction to replace.
+        transcribed: Whether every item tells what is said: ``fields["transcript"]``, or without that its reference.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Benchmark:
     judged: bool = False
     instruction: str | None = None
     own_questions: bool = False
+    transcribed: bool = False
 
     def load(self, source: str | Path | None = None, revision: str | None = None) -> list[Item]:
         """The items, in the order of the data.
@@ -141,8 +144,21 @@ def get_benchmark(name: str) -> Benchmark:
         ValueError: If there is none.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"benchmark {name!r} is unknown; choose one of {', '.join(BENCHMARKS)}")
+        near = get_close_matches(name, BENCHMARKS, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(BENCHMARKS)}"
+        raise ValueError(f"benchmark {name!r} is unknown; {hint}")
     return BENCHMARKS[name]
 
 
-__all__ = ["BENCHMARKS", "Benchmark", "get_benchmark"]
+def require_transcripts(benchmark: Benchmark) -> None:
+    """Refuse a benchmark that does not tell what is said in its recordings.
+
+    Raises:
+        ValueError: Naming those that do.
+    """
+    if not benchmark.transcribed:
+        have = ", ".join(name for name, each in BENCHMARKS.items() if each.transcribed)
+        raise ValueError(f"{benchmark.name} has no transcripts of what is said; choose one of {have}")
+
+
+__all__ = ["BENCHMARKS", "Benchmark", "get_benchmark", "require_transcripts"]

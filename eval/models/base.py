@@ -65,7 +65,8 @@ def read_config(source: str, read: Any, **hub: Any) -> Any:
         return read(source, **hub)
     except Exception as error:  # a missing package, broken JSON, an unknown type: each library call has its own class
         part = read.__self__.__name__.removeprefix("Auto").lower()
-        raise ModelError(f"{source}: its {part} cannot be read: {error}") from error
+        taken = "" if Path(source).is_dir() else " (there is no such folder here, so it was taken for a Hub id)"
+        raise ModelError(f"{source}{taken}: its {part} cannot be read: {error}") from error
 
 
 def load_weights(source: str, kind: Any, device: str, dtype: torch.dtype, **hub: Any) -> Any:
