@@ -12,8 +12,10 @@ from typing import Any
 
 from soundwave.eval.benchmarks import BENCHMARKS
 from soundwave.eval.comparison_runs import Run
-from soundwave.eval.published import PublishedFigure, missing_tables, published_figures
+from soundwave.eval.efficiency import EFFICIENCY
+from soundwave.eval.published import PublishedFigure, all_published_figures, missing_tables, published_figures
 from soundwave.eval.scoring import Metric, get_metric
+from soundwave.training.stages import STAGES
 
 #: Settings of the interval: they change how sure a figure is said to be, not the figure.
 OF_THE_INTERVAL = ("resamples", "confidence", "seed")
@@ -21,7 +23,13 @@ OF_THE_INTERVAL = ("resamples", "confidence", "seed")
 OF_THE_MODEL = ("batch_size", "system_prompt", "transcriber", "llm", "chat_template", "transcript_prompt")
 #: Packages whose version decides what is counted.
 SCORERS = ("soundwave", "jiwer", "sacrebleu")
-KINDS = ("headline", "area", "group", "also")
+#: Undefined figures that a note names one by one.
+MOST_NAMED = 4
+KINDS = ("headline", "beside", "area", "group", "also")
+#: Headline -> the further metric without which it says little: a baseline, or the other reading of the same ratio.
+BESIDE = {"similarity": "shuffled_similarity", "ratio_padded": "ratio_speech"}
+#: Metrics with a figure per stage: pooled over stages they are the speed of nothing.
+BY_STAGE = ("steps_per_second", "audio_seconds_per_second")
 PAPERS = {"soundwave": "Soundwave paper", "sim": "SiM paper"}
 
 
@@ -50,9 +58,10 @@ class Cell:
 
 @dataclass
 class Line:
-    """One row of the table: a benchmark's headline (``part`` is empty), an area or group of it, or a further metric.
+    """One row of the table: a benchmark's headline, what belongs beside it, an area or group, or a further metric.
 
-    ``cells`` holds a cell per column that has the figure.
+    ``part`` is the area, the group or the training stage, else empty. ``cells`` holds a cell per column that has the
+    figure.
     """
 
     benchmark: str
@@ -92,8 +101,9 @@ def compare_runs(runs: Sequence[Run], models: Sequence[str] = ()) -> Comparison:
     """Lines of every benchmark that a run has, in the runs' order.
 
     Notes mark what keeps numbers from being compared. Between runs: other data, items, rules, versions, judges or
-    decoding than the first run that has the benchmark; fewer items than the benchmark has. Beside a published figure:
-    another metric or setting, what the paper does not state, and where it contradicts itself.
+    decoding than the first run that has the benchmark; fewer items than the benchmark has, or an unknown share of
+    them; figures that are undefined. Beside a published figure: another metric or setting, what the paper does not
+    state, and where it contradicts itself.
 
     Args:
         runs: Of ``comparison_runs.read_runs``.
@@ -105,7 +115,7 @@ def compare_runs(runs: Sequence[Run], models: Sequence[str] = ()) -> Comparison:
         entries = {run.label: run.entries[name] for run in runs if name in run.entries}
         of_benchmark = _lines_of_runs(name, entries, notes)
         for line in of_benchmark:
-            for model, label in labels.items() if line.kind != "also" else ():
+            for model, label in labels.items() if line.kind not in ("beside", "also") else ():
                 if found := published_figures(_benchmark(name, entries), line.part, model):
                     line.cells[label] = _published_cell(found, line, entries, notes)
         if models:
@@ -138,21 +148,45 @@ def _lines_of_runs(name: str, entries: Mapping[str, dict[str, Any]], notes: _Not
                 *_differences(name, label, entry, first_label, first),
             ]
         )
-        for kind, part, metric, figure in _figures(entry):
+        figures = list(_figures(entry))
+        undefined = notes.number(_undefined(name, label, figures))
+        for kind, part, metric, figure in figures:
             line = lines.setdefault((part, metric.name), Line(name, part, kind, metric))
-            line.cells[label] = _cell(metric, entry, kind, figure, marks)
+            here = marks if figure["value"] is not None else tuple(sorted({*marks, *undefined}))
+            line.cells[label] = _cell(metric, entry, kind, figure, here)
     return sorted(lines.values(), key=lambda line: KINDS.index(line.kind))
 
 
 def _figures(entry: dict[str, Any]) -> Iterator[tuple[str, str, Metric, dict[str, Any]]]:
     """(kind, part, metric, figure) of an entry."""
-    metric = get_metric(entry["metric"])
-    yield "headline", "", metric, entry
-    for kind in ("area", "group"):
+    yield from _by_stage("headline", entry["metric"], entry)
+    for kind in ("area", "group") if entry["metric"] not in BY_STAGE else ():
         for part, figure in (entry.get(f"{kind}s") or {}).items():
-            yield kind, part, metric, figure
+            yield kind, part, get_metric(entry["metric"]), figure
     for name, figure in (entry.get("also") or {}).items():
-        yield "also", "", get_metric(name), figure
+        yield from _by_stage("beside" if name == BESIDE.get(entry["metric"]) else "also", name, figure)
+
+
+def _by_stage(kind: str, name: str, figure: dict[str, Any]) -> Iterator[tuple[str, str, Metric, dict[str, Any]]]:
+    """The figure itself, or in its place those of the stages in their order."""
+    stages = figure.get("groups") or {} if name in BY_STAGE else {}
+    for stage in dict.fromkeys([*STAGES, *stages]):
+        if stage in stages:
+            yield kind, stage, get_metric(name), stages[stage]
+    if not stages:
+        yield kind, "", get_metric(name), figure
+
+
+def _undefined(name: str, label: str, figures: Sequence[tuple[str, str, Metric, dict[str, Any]]]) -> list[str]:
+    """A note if a run has no figure where one belongs: the pictures cannot show what is not there."""
+    without = [part or metric.name for _, part, metric, figure in figures if figure["value"] is None]
+    if not without:
+        return []
+    which = ", ".join(without) if len(without) <= MOST_NAMED else f"{len(without)} of its {len(figures)} figures"
+    return [
+        f"{name}: undefined (none) for {label}: {which}; no answer there could be read, or the mean lacks a part, "
+        "and the pictures show no value"
+    ]
 
 
 def _cell(metric: Metric, entry: dict[str, Any], kind: str, figure: dict[str, Any], notes: tuple[int, ...]) -> Cell:
@@ -163,7 +197,7 @@ def _cell(metric: Metric, entry: dict[str, Any], kind: str, figure: dict[str, An
         interval=None if interval is None else (interval[0], interval[1]),
         count=figure.get("count", entry["count"]),
         failures=entry["failures"] if headline else 0,
-        unread=(entry.get("notes") or {}).get(metric.unread, 0) if headline else 0,
+        unread=(entry.get("notes") or {}).get(metric.unread, 0) if headline else figure.get("unread", 0),
         notes=notes,
     )
 
@@ -174,9 +208,19 @@ def number_text(metric: Metric, value: float | None) -> str:
 
 
 def _fewer_items(name: str, label: str, entry: dict[str, Any], benchmark: str) -> list[str]:
-    size = BENCHMARKS[benchmark].size if benchmark in BENCHMARKS else None
+    published = any(figure.benchmark == benchmark for figure in all_published_figures())
+    # A measurement that no paper's table has draws items of its own (similarity) or repeats them (training_speed).
+    known = BENCHMARKS.get(benchmark) or (EFFICIENCY.get(benchmark) if published else None)
     asked = entry["count"] + entry["failures"]
-    return [] if size in (None, asked) else [f"{name}: {label} was asked {asked} items, of {size} that it has"]
+    if known is not None and known.size is not None:
+        return [] if asked == known.size else [f"{name}: {label} was asked {asked} items, of {known.size} that it has"]
+    notes = []
+    if whole := entry["dataset"].get("sampled_from"):
+        given = entry["dataset"].get("rows", asked)
+        notes.append(f"{name}: {label} was given {given} of the {whole} items of its data")
+    if published:
+        notes.append(f"{name}: {label} was asked {asked} items; how many the whole set has is not known here")
+    return notes
 
 
 def _differences(name: str, label: str, entry: dict[str, Any], first_label: str, first: dict[str, Any]) -> list[str]:

@@ -116,7 +116,11 @@ def _figure_fault(part: str, figure: Any) -> str | None:
 
 
 def parts_of(entry: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every figure of an entry with a name: the headline, its areas, groups and further metrics."""
+    """Every figure of an entry with a name: the headline, its areas, groups, further metrics and their groups."""
     yield "the headline", {"value": entry["value"], "interval": entry["interval"]}
-    for kind in ("areas", "groups", "also"):
+    for kind in ("areas", "groups"):
         yield from (entry.get(kind) or {}).items()
+    for name, figure in (entry.get("also") or {}).items():
+        yield name, figure
+        groups = figure.get("groups") or {}
+        yield from groups.items() if isinstance(groups, dict) else [(f"{name}, its groups", groups)]

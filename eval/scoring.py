@@ -61,7 +61,8 @@ class Metric:
             return "none"
         if self.unit != "%":
             return f"{value:.2f} {self.unit}".rstrip()
-        return f"{100 * value:.2g}%" if 0 < abs(value) < 1e-3 else f"{100 * value:.1f}%"
+        # Two digits at least: 0.067% is not 0.1%.
+        return f"{100 * value:.2g}%" if 0 < abs(value) < 0.00995 else f"{100 * value:.1f}%"
 
 
 METRICS: dict[str, Metric] = {

@@ -6,7 +6,7 @@ import pytest
 
 from soundwave.apps import cli
 from soundwave.eval.benchmarks import BENCHMARKS
-from soundwave.eval.compare import cell_text, main, markdown, write
+from soundwave.eval.compare import cell_text, main, markdown
 from soundwave.eval.comparison import compare_runs
 from soundwave.eval.comparison_runs import Run, read_runs
 from soundwave.eval.results import ANSWERS_FILE, RESULTS_FILE
@@ -36,7 +36,7 @@ def entry(name, metric="wer", value=0.05, **fields):
 
 
 def part(value):
-    return {"value": value, "interval": [value, value], "count": 5}
+    return {"value": value, "interval": None if value is None else [value, value], "count": 5}
 
 
 def run(label, *entries):
@@ -155,6 +155,46 @@ def test_a_part_of_a_benchmark_is_marked():
     assert comparison.notes == ["librispeech_clean: mine was asked 20 items, of 2620 that it has"]
 
 
+def test_a_benchmark_of_unknown_size_says_how_many_items_were_asked():
+    dataset = {"name": "data", "revision": "abc", "rows": 24, "sampled_from": 300}
+    entries = entry("vocalsound", "label_accuracy", 0.5, count=24, dataset=dataset), entry("meld", "label_accuracy")
+    comparison = compare_runs([run("mine", *entries)])
+    assert comparison.notes == [
+        "vocalsound: mine was given 24 of the 300 items of its data",
+        "vocalsound: mine was asked 24 items; how many the whole set has is not known here",
+    ]
+
+
+def test_a_measurement_on_a_part_of_the_papers_data_is_marked():
+    ttft, drawn = entry("ttft", "ttft", 80.0, count=30), entry("similarity", "similarity", 0.3, count=200)
+    assert compare_runs([run("mine", ttft, drawn)]).notes == ["ttft: mine was asked 30 items, of 2620 that it has"]
+
+
+def test_training_speed_stands_by_stage():
+    stages = {"align": part(9.0), "instruct": part(3.0), "shrink": part(4.0)}
+    also = {"audio_seconds_per_second": part(30.0) | {"groups": {stage: part(60.0) for stage in stages}}}
+    speed = entry("training_speed", "steps_per_second", 5.0, groups=stages, also=also, failures=1)
+    comparison = compare_runs([run("mine", speed)])
+    shown = {(line.metric.name, line.part): cell_text(line, "mine") for line in comparison.lines}
+    assert list(shown) == [(m, s) for m in (speed["metric"], *also) for s in ("align", "shrink", "instruct")]
+    assert shown["steps_per_second", "shrink"] == "4.00 (4.00 to 4.00), 1 failed"  # and the pooled 5.00 nowhere
+    assert shown["audio_seconds_per_second", "align"] == "60.00 (60.00 to 60.00)"
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "others"),
+    [
+        ("similarity", "similarity", ("similarity_std", "shuffled_similarity")),
+        ("compression", "ratio_padded", ("ratio_padded_mean", "ratio_speech")),
+    ],
+)
+def test_a_headline_has_its_baseline_or_other_reading_beside_it(name, metric, others):
+    measured = entry(name, metric, 0.025, also={other: part(0.12) for other in others})
+    comparison = compare_runs([run("mine", measured)], ["Shrinking adapter (Table 8)"])
+    assert [line.metric.name for line in comparison.lines] == [metric, others[1], others[0]]
+    assert list(comparison.lines[1].cells) == ["mine"]  # a published figure is of the headline's reading
+
+
 def test_another_version_of_the_data_and_figures_that_are_lost_are_marked():
     mmau = entry("mmau_mini_2025_08", "string_match", 0.5, areas={"speech": part(0.5)})
     comparison = compare_runs([run("mine", mmau, entry("llama_questions", "contained_answer"))], ["Soundwave"])
@@ -168,13 +208,16 @@ def test_lines_come_headline_first_then_areas_groups_and_further_metrics():
     comparison = compare_runs([run("a", foundation() | {"also": also}), run("b", foundation(0.1))])
     kinds = [line.kind for line in comparison.lines]
     assert kinds == ["headline"] + ["area"] * 3 + ["group"] * 19 + ["also"]
-    assert cell_text(comparison.lines[0], "a").endswith(", 7 unread")
+    assert cell_text(comparison.lines[0], "a").startswith("50.0 (45.0 to 60.0), 7 unread")
 
 
 def test_an_undefined_figure_is_none():
-    comparison = compare_runs([run("a", entry("set", "choice_accuracy", None))])
-    assert cell_text(line_of(comparison), "a") == "none"
+    groups = {"easy": part(0.5) | {"unread": 2}, "hard": part(None)}
+    comparison = compare_runs([run("a", entry("set", "choice_accuracy", None, groups=groups, areas={}))])
+    assert cell_text(line_of(comparison), "a") == "none [1]"
+    assert cell_text(line_of(comparison, "easy"), "a") == "50.0 (50.0 to 50.0), 2 unread"
     assert "| none" in markdown(comparison)
+    assert comparison.notes[0].startswith("set: undefined (none) for a: choice_accuracy, hard; no answer")
 
 
 def test_a_set_is_compared_under_the_name_of_its_benchmark():
@@ -202,6 +245,10 @@ DAMAGED = {
     "count": ({"count": "many"}, "its count is 'many', expected int"),
     "settings": ({"settings": None}, "its settings is None, expected dict"),
     "groups": ({"groups": ["g"]}, "its groups is ['g'], expected dict"),
+    "stages": (
+        {"also": {"steps_per_second": part(1.0) | {"groups": ["align"]}}},
+        "the figure of steps_per_second, its",
+    ),
     "judge": ({"judge": "gpt"}, "its judge is 'gpt', expected dict"),
     "metric": ({"metric": "bleurt"}, "its metric 'bleurt' is unknown to this version"),
 }
@@ -265,24 +312,6 @@ def test_the_command_writes_table_and_pictures(tmp_path, capsys):
     assert "does not state" in meld["notes"]
     (mine,) = [r for r in rows if (r["column"], r["benchmark"]) == ("mine", "meld")]
     assert float(mine["low"]) == pytest.approx(0.45)
-
-
-def test_no_radar_without_air_bench(tmp_path):
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "radar.png").write_bytes(PNG)  # of an earlier comparison
-    files = write(output, compare_runs([run("a", entry("set"))]))
-    assert [file.name for file in files] == ["compare.md", "compare.csv", "bars.png"]
-    assert not (output / "radar.png").exists()
-
-
-def test_pictures_show_the_values(tmp_path):
-    pictures = []
-    for shift in (0.0, 0.1):
-        comparison = compare_runs([run("a", foundation(shift))])
-        write(tmp_path, comparison)
-        pictures.append([(tmp_path / name).read_bytes() for name in ("radar.png", "bars.png")])
-    assert pictures[0][0] != pictures[1][0] and pictures[0][1] != pictures[1][1]
 
 
 def test_published_none_and_unknown_models(tmp_path, capsys):
