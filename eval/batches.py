@@ -1,5 +1,6 @@
 """Answers in batches of items of similar length; a batch that fails is taken apart until the broken item is alone."""
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -92,7 +93,13 @@ def out_of_memory(error: Exception) -> bool:
 
 def describe_error(error: Exception) -> str:
     """An error in one line, for the files: without the keys in an address."""
-    return portable_address(" ".join(f"{type(error).__name__}: {error}".split()))
+    return shortened(portable_address(" ".join(f"{type(error).__name__}: {error}".split())))
 
 
-__all__ = ["Answered", "answer_in_batches", "describe_error", "longest_first", "out_of_memory"]
+def shortened(reason: str) -> str:
+    """A reason in one line of at most 1,000 characters; what is too long for a file's name keeps its end."""
+    words = (word if len(word) <= 300 else f"…{word[-100:]}" for word in reason.split())
+    return textwrap.shorten(" ".join(words), 1000, placeholder=" …")
+
+
+__all__ = ["Answered", "answer_in_batches", "describe_error", "longest_first", "out_of_memory", "shortened"]

@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soundwave.eval.benchmarks import Benchmark, get_benchmark
+from soundwave.eval.benchmarks import Benchmark, get_benchmark, require_transcripts
 from soundwave.eval.items import Item
 
 if TYPE_CHECKING:  # what computes is imported when it is needed
@@ -64,10 +64,16 @@ class Efficiency(Benchmark):
         self._take(get_benchmark(PAPERS_DATA))
 
     def on(self, benchmark: str) -> "Efficiency":
-        """The same on the recordings of another benchmark; it is then called ``ttft:meld``."""
+        """The same on the recordings of another benchmark; it is then called ``ttft:meld``.
+
+        Raises:
+            ValueError: If there is no such benchmark, or it has not the transcripts that this measurement needs.
+        """
         other = copy(self)
         other.name = f"{self.task}:{benchmark}"
         other._take(get_benchmark(benchmark))
+        if "transcripts" in self._measured:
+            require_transcripts(other._data)
         return other
 
     def _take(self, data: Benchmark) -> None:
@@ -112,7 +118,7 @@ class Efficiency(Benchmark):
 
         Args:
             model: Any that generates for ``ttft``; a whole Soundwave model for the others.
-            items: With recordings, and for ``similarity`` and ``training_speed`` with transcripts as references.
+            items: With recordings, and for ``similarity`` and ``training_speed`` with transcripts.
             dataset: ``name`` and ``revision`` of the benchmark's data.
             output_dir: Of ``answers.jsonl`` and ``results.json``; ``None`` writes nothing.
             command: What was run; the process's command line if not given.
@@ -193,7 +199,7 @@ def get_efficiency(name: str) -> Efficiency | None:
     """The measurement of a task's name, ``"ttft"`` or ``"ttft:meld"``; ``None`` for any other name.
 
     Raises:
-        ValueError: For an unknown benchmark after the colon.
+        ValueError: For a benchmark after the colon that ``Efficiency.on`` refuses.
     """
     task, _, benchmark = name.partition(":")
     efficiency = EFFICIENCY.get(task)

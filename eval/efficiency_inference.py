@@ -140,7 +140,7 @@ def measure_similarity(model: AudioModel, items: Sequence[Item], sample: int, se
 
     Args:
         model: A whole Soundwave model.
-        items: With recordings, and what is said as the reference.
+        items: With recordings, and what is said in them (``transcript_of``).
         sample: So many of them, drawn at random; all if there are fewer.
         seed: Of the drawing, and of who is paired with whom.
 
@@ -179,7 +179,7 @@ def measure_similarity(model: AudioModel, items: Sequence[Item], sample: int, se
 
 
 def transcript_of(item: Item) -> str:
-    """What is said in an item, its reference.
+    """What is said in an item: ``fields["transcript"]``, or without that its reference.
 
     All capitals, as LibriSpeech has them, become lower case: they stand for no case at all, and an LLM would read them
     letter by letter.
@@ -187,9 +187,10 @@ def transcript_of(item: Item) -> str:
     Raises:
         ValueError: If it has none.
     """
-    if not item.reference or not item.reference.strip():
+    said = item.fields.get("transcript", item.reference)
+    if not isinstance(said, str) or not said.strip():
         raise ValueError(f"item {item.id!r} has no transcript")
-    return item.reference.lower() if item.reference.isupper() else item.reference
+    return said.lower() if said.isupper() else said
 
 
 def speech_llm(model: Any, measurement: str) -> tuple[Any, Any]:

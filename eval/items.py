@@ -4,6 +4,7 @@ Clip -> read() (samples,) float32, mono, 16 kHz
 Item -> id, instruction, clips, reference, group, fields
 """
 
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -62,7 +63,7 @@ class FileClip:
         from soundwave.processing.audio_soundwave import load_audio
         from soundwave.processing.limits_soundwave import AudioError
 
-        if not Path(self.path).is_file():  # by its name: a path that is too long for one line loses its end
+        if not os.path.isfile(self.path):  # by its name: a path that is too long for one line loses its end
             raise AudioError(f"{self.name} is not there; expected a file of audio. Look for it in the source.")
         if not self.start_s and self.end_s is None:
             return load_audio(str(self.path))

@@ -11,14 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from soundwave.eval.batches import shortened
 from soundwave.eval.benchmarks import Benchmark
 from soundwave.eval.items import CellClip, Clip, FileClip, Item
 from soundwave.eval.models.soundwave import SoundwaveAudioModel
 from soundwave.eval.results import TaskResult
 from soundwave.eval.runner import Runner
 from soundwave.eval.tasks import CTC, Task, get_task, reference_of
-from soundwave.training.data import DataError, load_rows, recordings
+from soundwave.training.data import READERS, DataError, check_names, checked_row, load_rows, recordings
 from soundwave.training.encoder_cache import EncoderCache
+from soundwave.training.streaming import raw_rows, sources_of
 
 Row = dict[str, Any]
 
@@ -27,7 +29,7 @@ class RowsBenchmark(Benchmark):
     """Rows of one task.
 
     Args:
-        rows: Of ``training.data.load_rows``, or dicts of the same fields.
+        rows: Of ``training.data.load_rows``, or dicts of the same fields; one with an ``"error"`` is broken.
         task: Name in ``tasks.TASKS``, or a task of your own.
         normalizer: Of the texts before scoring; the task's own if not given.
     """
@@ -44,26 +46,68 @@ class RowsBenchmark(Benchmark):
         """The rows of a file (or other source of ``training.data.load_rows``) by the task that they name.
 
         Raises:
-            DataError: If the rows are of several tasks.
+            DataError: If the file cannot be read, has other columns, no rows or none that names its task, or rows of
+                several tasks.
         """
-        rows = list(load_rows(os.fspath(file)))
-        tasks = sorted({row["task"] for row in rows})
-        if len(tasks) != 1:
+        rows = read_rows(os.fspath(file))
+        if not rows:
+            raise DataError(f"{file} holds no rows.")
+        tasks = sorted({row["task"] for row in rows if row["task"]})
+        if not tasks:
+            raise DataError(f"{file}: no row names its task; the first, {rows[0]['id']}: {rows[0]['error']}")
+        if len(tasks) > 1:
             raise DataError(f"{file} holds rows of the tasks {', '.join(tasks)}; give one file per task")
         return cls(rows, tasks[0])
 
     def transcripts_only(self) -> "RowsBenchmark | None":
-        """The rows that a CTC head can be asked, those with transcripts; ``None`` if there are none."""
-        rows = [row for row in self._rows if row["transcript"] is not None]
-        return RowsBenchmark(rows, CTC) if rows else None
+        """Rows with transcripts, which a CTC head can be asked, and broken ones; ``None`` without the first."""
+        rows = [row for row in self._rows if row.get("error") or row["transcript"] is not None]
+        return RowsBenchmark(rows, CTC) if any(not row.get("error") for row in rows) else None
 
     def load(self, source: str | Path | None = None, revision: str | None = None) -> list[Item]:
         """The rows as items; a row without a reference is a broken one."""
         return [row_item(row, self._task) for row in self._rows]
 
 
+def read_rows(source: str) -> list[Row]:
+    """The rows of a source for evaluation: where training would refuse the source, a broken row has its ``"error"``.
+
+    Args:
+        source: As for ``training.data.load_rows``. Data of the Hub is refused as a whole.
+
+    Returns:
+        Rows with every field of the schema; of a broken one no more than ``id``, ``task`` (``None`` if it names none)
+        and ``error``.
+
+    Raises:
+        DataError: If there is no such source, it cannot be read, or a column's name is misspelt.
+    """
+    rows: list[Row] = []
+    for part in sources_of(source, Path()):
+        rows += load_rows(part) if isinstance(part, str) else _rows_of_file(part)
+    return rows
+
+
+def _rows_of_file(file: Path) -> Iterator[Row]:
+    for where, row, path in raw_rows(file, Path()):
+        place = where.replace(str(file), file.name)  # no folder of this machine stands in the files of results
+        given = row if isinstance(row, dict) else {}
+        check_names(given, where)
+        # Without an id, a row goes by its place, as training calls it.
+        name = place.replace(file.name, file.stem).replace(", line " if file.suffix in READERS else ", row ", ":")
+        name = name if given.get("id") is None else str(given["id"])
+        try:
+            yield checked_row({**row, "id": name} if given else row, where, path, to_learn=False)
+        except DataError as error:
+            task = given.get("task")
+            reason = shortened(str(error).replace(where, place))
+            yield {"id": name, "task": task if isinstance(task, str) else None, "error": reason}
+
+
 def row_item(row: Row, task: Task) -> Item:
     """A row as an item; the answer of a conversation is its last turn."""
+    if row.get("error"):
+        return Item(str(row["id"]), None, [], None, fields={"error": row["error"]})
     fields: Row = {"source": row["source"]} if row.get("source") else {}
     reference = None
     try:
@@ -211,4 +255,13 @@ def _scored(
     return result
 
 
-__all__ = ["RowsBenchmark", "evaluate_ctc", "evaluate_files", "evaluate_rows", "names_of", "row_clip", "row_item"]
+__all__ = [
+    "RowsBenchmark",
+    "evaluate_ctc",
+    "evaluate_files",
+    "evaluate_rows",
+    "names_of",
+    "read_rows",
+    "row_clip",
+    "row_item",
+]

@@ -142,18 +142,27 @@ class TestFoundation:
         with pytest.raises(DataError, match=message):
             FOUNDATION.load(tmp_path)
 
-    @pytest.mark.parametrize("text", ["{}", "[]", "no json", "[1]"])
-    def test_no_list_of_items(self, tmp_path, text):
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("{}", "json: found {}, expected a list"),
+            ("null", "json: found None, expected a list"),
+            ("[]", "json holds no items"),
+            ("no json", "json is not JSON"),
+            ("[1]", "json, item 0: found 1, expected an object with path, question"),
+        ],
+    )
+    def test_no_list_of_items(self, tmp_path, text, message):
         (tmp_path / "Foundation").mkdir()
         (tmp_path / "Foundation" / "Foundation_meta.json").write_text(text)
-        with pytest.raises(DataError, match="Foundation_meta.json"):
+        with pytest.raises(DataError, match=f"Foundation_meta.{message}"):
             FOUNDATION.load(tmp_path)
 
     @pytest.mark.parametrize("benchmark", [FOUNDATION, CHAT])
     def test_data_that_is_not_there(self, benchmark, tmp_path):
         with pytest.raises(DataError, match=f"{benchmark.hub_id}.*give the folder"):
             benchmark.load()
-        with pytest.raises(DataError, match=str(tmp_path)):
+        with pytest.raises(DataError, match=rf"^{tmp_path}\S+_meta\.json does not exist; give the folder"):
             benchmark.load(tmp_path)
 
 

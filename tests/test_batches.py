@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soundwave.eval.batches import answer_in_batches, describe_error, longest_first
+from soundwave.eval.batches import answer_in_batches, describe_error, longest_first, shortened
 
 
 @given(
@@ -95,3 +95,11 @@ def test_some_errors_are_nobodys():
 
 def test_the_longest_first_and_the_first_of_equals_first():
     assert longest_first(["aa", "b", "cc", "ddd"], len) == ["ddd", "aa", "cc", "b"]
+
+
+def test_reasons_are_one_short_line():
+    assert shortened("a\n reason") == "a reason"
+    assert shortened(f"{'x' * 5000}.wav is not there") == f"…{'x' * 96}.wav is not there"
+    long = shortened("many words " * 500)
+    assert len(long) <= 1000 and long.endswith(" …")
+    assert len(describe_error(OSError(36, "File name too long", "y" * 5000))) < 200

@@ -120,9 +120,9 @@ class TestVocalSound:
         (tmp_path / "audio_16k" / "f1_0_sigh.wav").unlink()
         entries.write_text(json.dumps({"data": [*json.loads(entries.read_text())["data"], {"wav": None}]}))
         items = get_benchmark("vocalsound").load(tmp_path)
-        assert list(errors(items)) == ["f1_0_hiccup", "None"] and "f1_0_hiccup.wav ends in no class" in str(
-            errors(items)
-        )
+        found = errors(items)
+        assert list(found) == ["f1_0_hiccup", "entry-2"] and "f1_0_hiccup.wav ends in no class" in found["f1_0_hiccup"]
+        assert found["entry-2"] == "wav is None, expected the name of a file"
         with pytest.raises((OSError, ValueError), match="f1_0_sigh.wav"):
             items[1].clips[0].read()
 
@@ -132,6 +132,10 @@ class TestVocalSound:
             ('{"items": []}', "te.json: data missing, found items"),
             ('{"data": [{"audio": "a.wav"}]}', "entry 0: wav missing, found audio"),
             ('{"data": []}', "holds no items"),
+            ('{"data": null}', "te.json, data: found None, expected a list"),
+            ('{"data": {"wav": "a.wav"}}', "te.json, data: found {'wav': 'a.wav'}, expected a list"),
+            ('{"data": [3]}', "te.json, entry 0: found 3, expected an object with wav"),
+            ("[]", r"te.json: found \[\], expected an object with data"),
             ("{", "is not JSON"),
         ],
     )
@@ -222,10 +226,41 @@ class TestOwn:
         with pytest.raises(DataError, match="line 1: kind missing, found path, type, labels"):
             get_benchmark("spoken_digits").load(tmp_path)
         (tmp_path / "manifest.jsonl").write_text('{"path": "a.wav", "kind": "digit", "labels": {"value": 1}}\n')
-        with pytest.raises(DataError, match="line 1: digit missing, found value"):
+        with pytest.raises(DataError, match="line 1, labels: digit missing, found value"):
             get_benchmark("spoken_digits").load(tmp_path)
         (tmp_path / "manifest.jsonl").write_text('{"path": "a.wav", "kind": "digit", "labels": null}\n')
-        with pytest.raises(DataError, match="line 1: digit missing, found nothing"):
+        with pytest.raises(DataError, match="line 1, labels: found None, expected an object with digit"):
+            get_benchmark("spoken_digits").load(tmp_path)
+
+    @pytest.mark.parametrize("label", ["0", 11, -1, None, True, 3.0])
+    def test_what_is_no_digit_is_named(self, label, tmp_path):
+        self.write(tmp_path, ({**self.ROWS[0], "labels": {"digit": label}}, self.ROWS[1]))
+        found = errors(get_benchmark("spoken_digits").load(tmp_path))
+        assert found == {"digits/7_a.wav": f"the label is {label!r}, expected a whole number 0 to 9"}
+
+    def test_an_unknown_sound_is_named_beside_the_known(self, tmp_path):
+        self.write(tmp_path, ({**self.ROWS[3], "labels": {"sound": "wolf"}},))
+        (error,) = errors(get_benchmark("esc_sounds").load(tmp_path)).values()
+        assert error.startswith("the label is 'wolf', expected one of baby crying, chainsaw")
+
+    def test_rows_without_a_path_are_broken_each_by_its_line(self, tmp_path):
+        self.write(tmp_path)
+        lines = [json.dumps({**row, "path": None}) for row in self.ROWS[:2]]
+        with (tmp_path / "manifest.jsonl").open("a") as file:
+            file.write("\n".join(lines) + "\n")
+        found = errors(get_benchmark("spoken_digits").load(tmp_path))
+        assert found == dict.fromkeys(["line-6", "line-7"], "path is None, expected the name of a file")
+
+    def test_a_manifest_with_a_byte_order_mark(self, tmp_path):
+        self.write(tmp_path)
+        manifest = tmp_path / "manifest.jsonl"
+        manifest.write_text(manifest.read_text(), encoding="utf-8-sig")
+        assert len(get_benchmark("spoken_digits").load(tmp_path)) == 3
+
+    @pytest.mark.parametrize("text", ["", "\n \n"])
+    def test_an_empty_manifest_holds_no_items(self, text, tmp_path):
+        (tmp_path / "manifest.jsonl").write_text(text)
+        with pytest.raises(DataError, match="manifest.jsonl holds no items"):
             get_benchmark("spoken_digits").load(tmp_path)
 
     @pytest.mark.parametrize(("name", "count"), [("spoken_digits", 2250), ("esc_sounds", 318)])

@@ -270,6 +270,11 @@ def write_mustc(folder: Path, language: str = "nl", translations: list[str] = GE
 
 
 class TestMustC:
+    def test_a_segment_without_a_recording_is_named(self, tmp_path):
+        write_mustc(tmp_path, segments=[("null", *SEGMENTS[0][1:]), *SEGMENTS[1:]])
+        items = get_benchmark("mustc_en_nl").load(tmp_path)
+        assert list(errors(items).values()) == ["wav is None, expected the name of a file"]
+
     @pytest.mark.parametrize("language", ["nl", "it", "ro", "es"])
     def test_bleu_of_a_script_and_segments_by_offset(self, language, tmp_path):
         write_mustc(tmp_path, language)
@@ -321,8 +326,9 @@ class TestMustC:
         ("text", "message"),
         [
             ("- {duration: 1, wav: a.wav}\n", "entry 0: offset missing, found duration, wav"),
-            ("- just text\n", "entry 0: wav, offset, duration missing"),
-            ("wav: a.wav\n", "holds a dict, expected a list"),
+            ("- just text\n", "entry 0: found 'just text', expected an object with wav, offset, duration"),
+            ("wav: a.wav\n", "yaml: found {'wav': 'a.wav'}, expected a list"),
+            ("", "yaml: found None, expected a list"),
             ("- {duration: 1", "is not YAML"),
         ],
     )

@@ -181,6 +181,22 @@ def test_capitals_stand_for_no_case(model, items):
     assert cosines[0] == cosines[1]
 
 
+def test_the_transcript_is_what_is_said_and_no_translation(model, items):
+    translated = [
+        Item(item.id, None, item.clips, "ganz andere Worte", fields={"transcript": item.reference}) for item in items
+    ]
+    cosines = [[one.numbers["cosine"] for one in measure_similarity(model, i, 200, 0)] for i in (items, translated)]
+    assert cosines[0] == cosines[1]
+
+
+@pytest.mark.parametrize("task", ["similarity", "training_speed"])
+def test_labels_are_no_transcripts(task):
+    with pytest.raises(ValueError, match="esc_sounds has no transcripts.*librispeech_clean.*covost2_en_de"):
+        get_efficiency(f"{task}:esc_sounds")
+    assert get_efficiency(f"{task}:spoken_digits").name == f"{task}:spoken_digits"
+    assert get_efficiency("ttft:esc_sounds").name == "ttft:esc_sounds"
+
+
 def test_similarity_needs_two_transcripts(model, items):
     untold = [Item("a", None, items[0].clips, None), items[1]]
     with pytest.raises(ValueError, match="needs two recordings with transcripts; 1 of 2 can be used"):

@@ -1,12 +1,14 @@
 """Both versions of MMAU test-mini, on small sets in the layouts of the repository and of the Hub."""
 
 import json
+import re
 
 import pytest
 from datasets import Dataset
 
 from soundwave.eval.benchmarks import get_benchmark
 from soundwave.eval.benchmarks.mmau import BENCHMARKS, FILE
+from soundwave.eval.selecting import sample_items
 from soundwave.training.data import DataError
 from tests.benchmark_sets import errors, scored, write_wav
 from tests.sounds import encoded, tone
@@ -136,13 +138,33 @@ def test_broken_items_are_kept_and_named(tmp_path):
     assert scored(JANUARY, items, ANSWERS).count == len(ENTRIES)
 
 
+@pytest.mark.parametrize("found", [None, 7, {"items": []}])
+def test_a_file_that_is_no_list_says_what_it_is(found, tmp_path):
+    (tmp_path / FILE).write_text(json.dumps(found))
+    with pytest.raises(DataError, match=re.escape(f"{FILE}: found {found!r}, expected a list")):
+        JANUARY.load(tmp_path)
+
+
+def test_an_item_of_wrong_types_is_broken_and_the_rest_is_asked(tmp_path):
+    broken = [
+        entry("b1", {"name": "sound"}, "dog", "dog", "cat"),
+        entry("b2", "sound", ["dog"], "dog", "cat"),
+        entry("b3", "sound", "dog", "dog", "cat") | {"question": None},
+    ]
+    items = JANUARY.load(write_json(tmp_path, ENTRIES + broken))
+    found = errors(items)
+    assert list(found) == ["b1", "b2", "b3"] and found["b3"] == "the question is None, expected text"
+    assert all(isinstance(item.reference, str | None) for item in items)
+    assert len(sample_items(items, 2)) == 2, "groups are names, whatever the file holds"
+
+
 def test_a_changed_schema(tmp_path):
     without = [{key: value for key, value in item.items() if key != "answer"} for item in ENTRIES]
     (tmp_path / "json").mkdir()
     with pytest.raises(DataError, match="item 0: answer missing, found id, audio_id"):
         JANUARY.load(write_json(tmp_path / "json", without))
     (tmp_path / "hub").mkdir()
-    with pytest.raises(DataError, match="other_attributes: id, task missing, found nothing"):
+    with pytest.raises(DataError, match="row 0: other_attributes: found 'prose', expected an object with id, task"):
         JANUARY.load(write_hub(tmp_path / "hub", other_attributes=["prose"] * len(ENTRIES)))
     with pytest.raises(DataError, match=str(tmp_path / "nowhere")):
         JANUARY.load(tmp_path / "nowhere")

@@ -6,13 +6,14 @@ import json
 import pytest
 import soundfile
 import torch
+from datasets import Dataset
 
 from soundwave.eval import results
 from soundwave.eval.items import CellClip, FileClip
 from soundwave.eval.models.soundwave import audio_inputs, generation_inputs
-from soundwave.eval.rows import evaluate_ctc, evaluate_files, evaluate_rows, row_item
+from soundwave.eval.rows import RowsBenchmark, evaluate_ctc, evaluate_files, evaluate_rows, read_rows, row_item
 from soundwave.eval.tasks import TASKS, Task, get_task, reference_of
-from soundwave.training.data import load_rows
+from soundwave.training.data import DataError, load_rows
 from soundwave.training.encoder_cache import EncoderCache
 from tests.conftest import SAMPLING_RATE, tone
 
@@ -137,6 +138,100 @@ def test_failing_items_are_counted_and_named(model, processor, rows, tmp_path):
     assert result.value == clean.value, "failed items must not move the figure"
     assert {row["id"] for row in results.read_answers(out) if row["error"]} == set(result.failed)
     assert str(tmp_path) not in (out / "results.json").read_text() + (out / "answers.jsonl").read_text()
+
+
+BROKEN = {
+    "nothing": {"answer": None, "transcript": None},
+    "a-list": {"answer": ["a"]},
+    "odd-audio": {"audio": {"file": "x.wav"}},
+    "no-time": {"duration_s": "long"},
+    "no-task": {"task": None},
+}
+
+
+def broken_rows(folder):
+    """Appends broken rows, and one that is no object, to the file of the good ones."""
+    file = folder / "asr.jsonl"
+    good = json.loads(file.read_text().splitlines()[0])
+    bad = [{**good, "id": name, **changes} for name, changes in BROKEN.items()]
+    file.write_text(file.read_text() + "".join(json.dumps(row) + "\n" for row in [*bad, ["no", "object"]]))
+    return file
+
+
+def test_broken_rows_of_a_file_are_counted_and_named_and_the_rest_is_scored(model, processor, rows, tmp_path):
+    clean = evaluate_rows(model, processor, rows, "asr", max_new_tokens=3, progress=False)
+    file, out = broken_rows(tmp_path), tmp_path / "out"
+    (result,) = evaluate_files(model, processor, [file], output_dir=out, max_new_tokens=3, progress=False)
+    assert (result.value, result.count, result.failures) == (clean.value, 5, 6)
+    assert set(result.failed) == {*BROKEN, "asr:11"}
+    assert "'answer' is None, expected the reference of task 'asr'" in result.failed["nothing"]
+    assert result.failed["a-list"] == "asr.jsonl, line 7, field 'answer': ['a'], expected text."
+    assert "asr.jsonl, line 11: a list, expected an object" in result.failed["asr:11"]
+    assert "learn" not in str(result.failed)
+    assert str(tmp_path) not in (out / "results.json").read_text() + (out / "answers.jsonl").read_text()
+    with pytest.raises(DataError, match="there is nothing to learn"):
+        load_rows(file)
+
+
+def test_broken_rows_are_counted_for_a_ctc_head(tiny_ctc, processor, rows, tmp_path):
+    (result,) = evaluate_files(tiny_ctc, processor, [broken_rows(tmp_path)], progress=False)
+    assert (result.task, result.count, set(result.failed)) == ("ctc", 5, {*BROKEN, "asr:11"} - {"nothing"})
+
+
+def test_broken_rows_of_a_table_are_counted_and_named(model, processor, rows, tmp_path):
+    columns = ("audio", "task", "instruction", "answer", "transcript")
+    table = [{name: row[name] for name in columns} for row in rows]
+    table[1] |= {"answer": None, "transcript": None}
+    table[2] |= {"audio": {"path": None, "bytes": None}}
+    Dataset.from_list(table).to_parquet(tmp_path / "table.parquet")
+    (result,) = evaluate_files(model, processor, [tmp_path / "table.parquet"], max_new_tokens=2, progress=False)
+    assert (result.count, set(result.failed)) == (3, {"table:1", "table:2"})
+    assert "table.parquet, row 2, field 'audio'" in result.failed["table:2"]
+
+
+@pytest.mark.parametrize("name", ["asr.jsonl", "rows.json", "rows.csv", "rows.parquet", "saved"])
+def test_good_files_are_read_as_training_reads_them(name, rows, tmp_path):
+    source = tmp_path / name
+    flat = [{key: row[key] for key in ("task", "instruction", "answer")} for row in rows]
+    if name == "rows.json":
+        source.write_text(json.dumps(flat))
+    elif name == "rows.csv":
+        Dataset.from_list(flat).to_csv(source)
+    elif name == "rows.parquet":
+        Dataset.from_list(flat).to_parquet(source)
+    elif name == "saved":
+        Dataset.from_list(flat).save_to_disk(source)
+    assert read_rows(str(source)) == list(load_rows(source))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "line 1: not JSON"),
+        ('{"task": "asr", "anwser": "a"}\n', "field 'anwser': unknown; did you mean 'answer'"),
+        (
+            '{"id": "a", "answer": "b"}\n',
+            "no row names its task; the first, a: x.jsonl, line 1, field 'task': missing",
+        ),
+        ("\n", "x.jsonl holds no rows"),
+    ],
+)
+def test_files_that_cannot_be_used_are_refused(text, message, tmp_path):
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(DataError, match=message):
+        RowsBenchmark.from_file(tmp_path / "x.jsonl")
+    with pytest.raises(DataError, match="does not exist"):
+        RowsBenchmark.from_file(tmp_path / "nowhere.jsonl")
+
+
+def test_reasons_stay_short(model, processor, rows, tmp_path):
+    bad = [
+        rows[0] | {"id": "path", "audio": "a" * 5000 + ".wav"},
+        rows[1] | {"id": "folder", "audio": "/".join(["b" * 200] * 30) + "/x.wav"},
+    ]
+    result = evaluate_rows(model, processor, rows + bad, "asr", max_new_tokens=2, progress=False)
+    assert result.count == 5 and max(len(reason) for reason in result.failed.values()) < 300
+    assert "aaa.wav is not there" in result.failed["path"] and "x.wav is not there" in result.failed["folder"]
 
 
 def test_all_failing_is_an_error(model, processor, rows, tmp_path):

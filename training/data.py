@@ -129,7 +129,7 @@ def _from_file(path: Path) -> Dataset:
         return _from_table(Dataset.from_parquet(str(path)), str(path), path.parent)
     if path.suffix not in READERS:
         raise DataError(f"{path} is of the unknown kind {path.suffix!r}; expected .jsonl, .json, .csv or .parquet.")
-    rows = [_checked(row, where, path) for where, row in READERS[path.suffix](path)]
+    rows = [checked_row(row, where, path) for where, row in READERS[path.suffix](path)]
     if not rows:
         raise DataError(f"{path} holds no rows.")
     return _to_dataset(rows)
@@ -179,11 +179,11 @@ READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
 SUFFIXES = (*READERS, ".parquet")
 
 
-def _checked(row: Any, where: str, path: Path) -> dict[str, Any]:
+def checked_row(row: Any, where: str, path: Path, to_learn: bool = True) -> dict[str, Any]:
     """A row with every field of the schema, absolute audio paths, and recordings taken out of its messages."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: a {type(row).__name__}, expected an object with the fields {', '.join(FIELDS)}.")
-    _check_names(row.keys(), where)
+    check_names(row.keys(), where)
     out = {name: row.get(name) for name in FIELDS}
     out["id"] = (
         str(out["id"]) if out["id"] is not None else where.replace(str(path), path.stem).replace(", line ", ":")
@@ -206,7 +206,7 @@ def _checked(row: Any, where: str, path: Path) -> dict[str, Any]:
                     f"{where}, field 'audio': the messages name their recordings themselves; leave it out."
                 )
             out["audio"] = spoken
-    elif out["answer"] is None and out["transcript"] is None:
+    elif to_learn and out["answer"] is None and out["transcript"] is None:
         raise DataError(f"{where}, field 'answer': missing, and so is the transcript; there is nothing to learn.")
     folder = path.parent
     audio = out["audio"]
@@ -218,7 +218,8 @@ def _checked(row: Any, where: str, path: Path) -> dict[str, Any]:
     return out
 
 
-def _check_names(names: Iterable[str], where: str) -> None:
+def check_names(names: Iterable[str], where: str) -> None:
+    """Refuse a name that looks like a misspelt field; other surplus ones are nobody's business."""
     given = set(names)
     for name in given - set(FIELDS):
         near = difflib.get_close_matches(name, [field for field in FIELDS if field not in given], n=1, cutoff=0.8)
@@ -333,17 +334,17 @@ def _as_lists(part: Dataset) -> Dataset:
 def _from_table(dataset: Dataset, name: str, folder: Path) -> Dataset:
     """Rows of an Arrow table, left where they are: checked and completed; rewritten only to resolve relative paths."""
     columns = dataset.column_names
-    _check_names(columns, name)
+    check_names(columns, name)
     for needed, others in (("task", ()), ("answer", ("messages", "transcript"))):
         if needed not in columns and not set(others) & set(columns):
             raise DataError(f"{name}: the column {needed!r} is missing; it has {', '.join(columns)}.")
     if "messages" in columns:  # conversations are rewritten row by row
         return _to_dataset(
-            [_checked(row, f"{name}, row {k}", folder / "row") for k, row in enumerate(_plain(dataset))]
+            [checked_row(row, f"{name}, row {k}", folder / "row") for k, row in enumerate(_plain(dataset))]
         )
     moved = False
     for k, row in enumerate(_rows_without_bytes(dataset)):
-        moved |= _checked(row, f"{name}, row {k}", folder / "row")["audio"] != row.get("audio")
+        moved |= checked_row(row, f"{name}, row {k}", folder / "row")["audio"] != row.get("audio")
     lists = "audio" in columns and isinstance(dataset.features["audio"], List)
     target = _features(lists)
     if moved:

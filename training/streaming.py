@@ -34,8 +34,8 @@ from soundwave.training.data import (
     RECORDING,
     SUFFIXES,
     DataError,
-    _checked,
     _features,
+    checked_row,
     recordings,
     transcripts,
 )
@@ -77,7 +77,7 @@ class StreamedMixture:
         self.temperature_start, self.temperature_step = temperature_start, temperature_step
         self.first_draw = 0  # draws to read past; a resumed run sets it
         by_task: dict[str, list[Any]] = {}
-        for source in _sources(sources, Path(root)):
+        for source in sources_of(sources, Path(root)):
             first = next(checked_rows(source, root), None)
             if first is None:
                 raise DataError(f"{_name(source)} holds no rows.")
@@ -162,8 +162,8 @@ def checked_rows(source: Any, root: str | Path = "") -> Iterator[dict[str, Any]]
     Raises:
         DataError: naming the file, line and field that is wrong.
     """
-    for where, row, path in _raw_rows(source, Path(root)):
-        checked = _checked(row, where, path)
+    for where, row, path in raw_rows(source, Path(root)):
+        checked = checked_row(row, where, path)
         spoken = checked["audio"] is not None
         # Both from the row as it was: a list of transcripts goes with a list of recordings.
         checked["transcript"], checked["audio"] = (
@@ -188,7 +188,7 @@ def _rows_of_task(source: Any, root: str | Path, task: str) -> Iterator[dict[str
         yield row
 
 
-def _raw_rows(source: Any, root: Path) -> Iterator[tuple[str, Any, Path]]:
+def raw_rows(source: Any, root: Path) -> Iterator[tuple[str, Any, Path]]:
     """Unchecked rows, where each stands, and the file whose folder relative paths start from."""
     if isinstance(source, Path) and source.suffix in READERS:
         for where, row in READERS[source.suffix](source):
@@ -221,7 +221,7 @@ def _undecoded(rows: Any) -> Any:
     return rows
 
 
-def _sources(sources: Any, root: Path) -> Iterator[Any]:
+def sources_of(sources: Any, root: Path) -> Iterator[Any]:
     """Each source on its own: files and saved folders as paths, Hub ids as text, datasets as they are."""
     for source in sources if isinstance(sources, Sequence) and not isinstance(sources, str) else [sources]:
         if isinstance(source, (Dataset, IterableDataset)):

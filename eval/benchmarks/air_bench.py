@@ -1,12 +1,13 @@
 """AIR-Bench: 19 closed tasks on speech, sound and music (foundation), and open questions that a judge marks (chat)."""
 
 import hashlib
+import reprlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from soundwave.eval.benchmarks import Benchmark
-from soundwave.eval.benchmarks.sources import DataError, read_json, require, spoken_item
+from soundwave.eval.benchmarks.sources import DataError, read_json, require_list, require_object, spoken_item
 from soundwave.eval.items import FileClip, Item
 from soundwave.eval.judge import Prompt, mark, no_mark
 
@@ -91,7 +92,8 @@ class AirBenchFoundation(Benchmark):
         choices = [option for option in options if option is not None]
         reference, error = _as_text(entry["answer_gt"]), None
         if reference not in choices or not all(isinstance(option, str) for option in choices):
-            error = f"the right answer {reference!r} is none of the options {choices}, or not all of them are texts"
+            right = reprlib.repr(reference)
+            error = f"the right answer {right} is none of the options {choices}, or not all of them are texts"
         elif options[: len(choices)] != choices:
             error = f"the options {options} have a gap"
         lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)]
@@ -103,7 +105,7 @@ class AirBenchFoundation(Benchmark):
             id=name,
             instruction="\n".join([self.instruction, entry["question"], *lines]),
             clips=[FileClip(folder / f"{entry['task_name']}_{entry['dataset_name']}" / path)],
-            reference=reference,
+            reference=reference if isinstance(reference, str) else None,
             group=entry["task_name"],
             fields=fields,
         )
@@ -209,16 +211,16 @@ def _entries(path: Path, keys: tuple[str, ...], tasks: Any) -> list[tuple[str, d
 
     ``uniq_id`` counts within a task and source. Should it stand there twice, the later item gets a number.
     """
-    entries = read_json(path)
-    if not isinstance(entries, list) or not entries:
-        raise DataError(f"{path} holds {type(entries).__name__}, expected a list of items.")
+    entries = require_list(read_json(path), str(path))
+    if not entries:
+        raise DataError(f"{path} holds no items.")
     named, seen = [], Counter[str]()
     for number, entry in enumerate(entries):
         where = f"{path}, item {number}"
-        require(entry if isinstance(entry, dict) else (), keys, where)
+        require_object(entry, keys, where)
         for key in set(keys) & TEXTS:
             if not isinstance(entry[key], str):
-                raise DataError(f"{where}: {key} is {entry[key]!r}, expected text.")
+                raise DataError(f"{where}: {key} is {reprlib.repr(entry[key])}, expected text.")
         if entry["task_name"] not in tasks:
             raise DataError(f"{where}: task_name {entry['task_name']!r} is unknown; known are {', '.join(tasks)}.")
         name = f"{entry['task_name']}/{entry['dataset_name']}/{entry['uniq_id']}"

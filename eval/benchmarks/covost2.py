@@ -33,6 +33,7 @@ class CoVoST2(Benchmark):
     homepage = "https://github.com/facebookresearch/covost"
     size = 15_531
     metric = "sacrebleu"
+    transcribed = True
     instruction = "Detect the language and translate the speech into German: <|en|>"
 
     def load(self, source: str | Path | None = None, revision: str | None = None) -> list[Item]:

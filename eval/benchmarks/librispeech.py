@@ -38,6 +38,7 @@ class LibriSpeech(Benchmark):
     also = ("cer",)
     settings = {"normalizer": "english"}
     instruction = "Detect the language and recognize the speech: <|en|>"
+    transcribed = True
 
     def __init__(self, part: str, size: int):
         self.part = part

@@ -1,6 +1,7 @@
 """MMAU test-mini: 1,000 multiple-choice questions on speech, sound and music, in two versions that differ."""
 
 import json
+import reprlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from soundwave.eval.benchmarks.sources import (
     read_hub_table,
     read_json,
     read_parquet_table,
-    require,
+    require_list,
+    require_object,
     table_clips,
     unique,
 )
@@ -65,25 +67,27 @@ class MmauMini(Benchmark):
                 else read_parquet_table(Path(source), HUB_COLUMNS, audio="context")
             )
             where = str(source or self.hub_id)
-            items = [self._from_cells(row, clip, where) for row, clip in table_clips(table, "context")]
+            items = [
+                self._from_cells(row, clip, f"{where}, row {number}")
+                for number, (row, clip) in enumerate(table_clips(table, "context"))
+            ]
         self._check_version(items, source or self.hub_id)
         return unique(items, source or self.hub_id)
 
     def _from_json(self, folder: Path) -> list[Item]:
         path = folder / FILE
-        entries = read_json(path)
-        if not isinstance(entries, list):
-            raise DataError(f"{path} holds {type(entries).__name__}, expected a list of items.")
-        for number, entry in enumerate(entries):
-            require(entry if isinstance(entry, dict) else (), KEYS, f"{path}, item {number}")
+        entries = [
+            require_object(entry, KEYS, f"{path}, item {number}")
+            for number, entry in enumerate(require_list(read_json(path), str(path)))
+        ]
         return [self._item(entry, FileClip(folder / str(entry["audio_id"]))) for entry in entries]
 
     def _from_cells(self, row: Mapping[str, Any], clip: Clip, where: str) -> Item:
         try:
             attributes = json.loads(row["other_attributes"])
         except (TypeError, ValueError):
-            attributes = None
-        require(attributes if isinstance(attributes, dict) else (), ["id", "task"], f"{where}: other_attributes")
+            attributes = row["other_attributes"]
+        require_object(attributes, ["id", "task"], f"{where}: other_attributes")
         cells = {"question": row["instruction"], "choices": row["choices"], "answer": row["answer"]}
         return self._item({**attributes, **cells}, clip)
 
@@ -91,11 +95,13 @@ class MmauMini(Benchmark):
         choices, answer = entry["choices"], entry["answer"]
         error = None
         if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-            choices, error = [], f"the options are {entry['choices']!r}, expected a list of texts"
+            choices, error = [], f"the options are {reprlib.repr(entry['choices'])}, expected a list of texts"
         elif answer not in choices:
-            error = f"the right answer {answer!r} is none of the options {choices}"
+            error = f"the right answer {reprlib.repr(answer)} is none of the options {choices}"
         elif entry["task"] not in TASKS:
-            error = f"the task is {entry['task']!r}, expected {', '.join(TASKS)}"
+            error = f"the task is {reprlib.repr(entry['task'])}, expected {', '.join(TASKS)}"
+        elif not isinstance(entry["question"], str):
+            error = f"the question is {reprlib.repr(entry['question'])}, expected text"
         options = [f"({letter_of(position)}) {choice}" for position, choice in enumerate(choices)]
         about = {key: entry[key] for key in ("difficulty", "category", "sub-category") if key in entry}
         fields = {"choices": choices, "source": entry.get("dataset"), **about} | ({"error": error} if error else {})
@@ -103,8 +109,8 @@ class MmauMini(Benchmark):
             id=str(entry["id"]),
             instruction="\n".join([str(entry["question"]), *options, self.instruction or ""]).rstrip(),
             clips=[clip],
-            reference=answer,
-            group=entry["task"],
+            reference=answer if answer in choices else None,
+            group=entry["task"] if entry["task"] in TASKS else None,
             fields=fields,
         )
 

@@ -1,5 +1,6 @@
 """MuST-C tst-COMMON, English to Dutch, Italian, Romanian, Spanish: segments of TED talks, translated (sacreBLEU)."""
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from soundwave.eval.benchmarks.sources import (
     existing,
     first_existing,
     read_lines,
-    require,
+    require_list,
+    require_object,
     spoken_item,
     unique,
 )
@@ -35,6 +37,7 @@ class MustC(Benchmark):
     licence = "CC BY-NC-ND"
     homepage = "https://mt.fbk.eu/must-c/"
     metric = "sacrebleu"
+    transcribed = True
 
     def __init__(self, language: str):
         self.language = language
@@ -68,8 +71,10 @@ class MustC(Benchmark):
 
 def _clip(folder: Path, segment: Any, where: str) -> tuple[FileClip, str | None]:
     """The recording of a segment, and what is wrong with its times."""
-    require(segment if isinstance(segment, dict) else (), ("wav", "offset", "duration"), where)
+    require_object(segment, ("wav", "offset", "duration"), where)
     path = folder / str(segment["wav"])
+    if not isinstance(segment["wav"], str):
+        return FileClip(path), f"wav is {reprlib.repr(segment['wav'])}, expected the name of a file"
     try:
         start, duration = float(segment["offset"]), float(segment["duration"])
     except (TypeError, ValueError):
@@ -85,9 +90,7 @@ def _read_yaml(path: Path) -> list[Any]:
         segments = yaml.load(existing(path).read_text(encoding="utf-8"), Loader=loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not YAML ({error}).") from error
-    if not isinstance(segments, list):
-        raise DataError(f"{path} holds a {type(segments).__name__}, expected a list of segments.")
-    return segments
+    return require_list(segments, str(path))
 
 
 BENCHMARKS = tuple(MustC(language) for language in LANGUAGES)

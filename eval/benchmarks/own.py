@@ -9,11 +9,19 @@ the Free Spoken Digit Dataset, sounds those of ESC-10.
 """
 
 import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
 from soundwave.eval.benchmarks import Benchmark
-from soundwave.eval.benchmarks.sources import DataError, first_existing, read_lines, require, spoken_item, unique
+from soundwave.eval.benchmarks.sources import (
+    DataError,
+    first_existing,
+    read_lines,
+    require_object,
+    spoken_item,
+    unique,
+)
 from soundwave.eval.items import FileClip, Item
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -37,9 +45,11 @@ class _FromManifest(Benchmark):
 
     Attributes:
         kind: Of the clips, as in the manifest; their label has the same name.
+        expected: Of a label, in words.
     """
 
     kind: str
+    expected: str
     metric = "lenient_label_accuracy"
     max_new_tokens = 32
 
@@ -50,19 +60,27 @@ class _FromManifest(Benchmark):
         manifest = first_existing(source, ["manifest.jsonl"])
         items = []
         for number, line in enumerate(read_lines(manifest), start=1):
+            if not line.strip():
+                continue
             where = f"{manifest}, line {number}"
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"{where}: not JSON ({error}).") from error
-            require(row if isinstance(row, dict) else (), ("path", "kind", "labels"), where)
+            require_object(row, ("path", "kind", "labels"), where)
             if row["kind"] == self.kind:
-                require(row["labels"] if isinstance(row["labels"], dict) else (), (self.kind,), where)
-                clip = FileClip(manifest.parent / str(row["path"]))
-                reference = self.reference(row["labels"][self.kind])
-                fields = {"source": row.get("source"), "speaker": row.get("speaker")}
-                items.append(spoken_item(row["path"], self.instruction, clip, reference, **fields))
+                items.append(self._item(row, manifest.parent, number, where))
         return unique(items, manifest)
+
+    def _item(self, row: dict[str, Any], folder: Path, number: int, where: str) -> Item:
+        label = require_object(row["labels"], (self.kind,), f"{where}, labels")[self.kind]
+        path, reference, error = row["path"], self.reference(label), None
+        if reference is None:
+            error = f"the label is {reprlib.repr(label)}, expected {self.expected}"
+        if not isinstance(path, str):
+            path, error = f"line-{number}", f"path is {reprlib.repr(path)}, expected the name of a file"
+        fields = {"source": row.get("source"), "speaker": row.get("speaker")}
+        return spoken_item(path, self.instruction, FileClip(folder / path), reference, error, **fields)
 
     def reference(self, label: Any) -> str | None:
         """What is right for a label; ``None`` if the label is not one of the ten."""
@@ -77,12 +95,14 @@ class SpokenDigits(_FromManifest):
     licence = "CC BY-SA 4.0"
     homepage = "https://github.com/Jakobovski/free-spoken-digit-dataset"
     kind = "digit"
+    expected = "a whole number 0 to 9"
+    transcribed = True
     settings = {"labels": DIGITS, "synonyms": {str(value): word for value, word in enumerate(DIGITS)}}
     instruction = "Which number is spoken?"
 
     def reference(self, label: Any) -> str | None:
         """The digit in words."""
-        return next((word for value, word in enumerate(DIGITS) if value == label), None)
+        return DIGITS[label] if type(label) is int and 0 <= label <= 9 else None  # True and 3.0 equal digits, too
 
 
 class EscSounds(_FromManifest):
@@ -93,6 +113,7 @@ class EscSounds(_FromManifest):
     licence = "CC BY 3.0"
     homepage = "https://github.com/karolpiczak/ESC-10"
     kind = "sound"
+    expected = f"one of {', '.join(SOUNDS)}"
     settings = {
         "labels": tuple(SOUNDS),
         "synonyms": {word: label for label, words in SOUNDS.items() for word in words},

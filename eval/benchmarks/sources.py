@@ -6,6 +6,7 @@ with ``fields["error"]``: the run counts and names it.
 
 import csv
 import json
+import reprlib
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,8 +137,9 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: If it is missing, or not JSON.
     """
+    existing(path)  # its error is a ValueError, too
     try:
-        return json.loads(existing(path).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}).") from error
 
@@ -149,7 +151,7 @@ def read_lines(path: Path) -> list[str]:
         DataError: If it is missing, or not UTF-8.
     """
     try:
-        text = existing(path).read_text(encoding="utf-8")
+        text = existing(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}).") from error
     return text.removesuffix("\n").split("\n")
@@ -189,12 +191,35 @@ def require(found: Collection[str], needed: Collection[str], where: str) -> None
         raise DataError(f"{where}: {', '.join(missing)} missing, found {', '.join(found) or 'nothing'}.")
 
 
+def require_list(value: Any, where: str) -> list[Any]:
+    """The value.
+
+    Raises:
+        DataError: If it is no list.
+    """
+    if not isinstance(value, list):
+        raise DataError(f"{where}: found {reprlib.repr(value)}, expected a list.")
+    return value
+
+
+def require_object(value: Any, keys: Collection[str], where: str) -> dict[str, Any]:
+    """The value.
+
+    Raises:
+        DataError: If it is no JSON object, or a key is missing.
+    """
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: found {reprlib.repr(value)}, expected an object with {', '.join(keys)}.")
+    require(value, keys, where)
+    return value
+
+
 def spoken_item(
     name: str, instruction: str | None, clip: Clip, reference: Any, error: str | None = None, **fields: Any
 ) -> Item:
     """An item of one recording; broken if its reference is no text, or if ``error`` says so."""
     if not isinstance(reference, str) or not reference.strip():
-        error = error or f"the reference is {reference!r}, expected text"
+        error = error or f"the reference is {reprlib.repr(reference)}, expected text"
         reference = None
     if error:
         fields["error"] = error
@@ -228,6 +253,8 @@ __all__ = [
     "read_parquet_table",
     "read_separated",
     "require",
+    "require_list",
+    "require_object",
     "spoken_item",
     "table_clips",
     "unique",

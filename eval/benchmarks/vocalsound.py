@@ -1,5 +1,6 @@
 """VocalSound: which of six sounds a person makes (accuracy)."""
 
+import reprlib
 from pathlib import Path
 
 from soundwave.eval.benchmarks import Benchmark
@@ -8,7 +9,8 @@ from soundwave.eval.benchmarks.sources import (
     read_hub_table,
     read_json,
     read_parquet_table,
-    require,
+    require_list,
+    require_object,
     spoken_item,
     table_clips,
     unique,
@@ -62,15 +64,17 @@ class VocalSound(Benchmark):
         return unique(items, source or self.hub_id)
 
     def _from_archive(self, file: Path, folder: Path) -> list[Item]:
-        contents = read_json(file)
-        require(contents if isinstance(contents, dict) else (), ["data"], str(file))
+        contents = require_object(read_json(file), ["data"], str(file))
         clips = first_existing(folder, ["audio_16k"])
         items = []
-        for number, entry in enumerate(contents["data"]):
-            require(entry if isinstance(entry, dict) else (), ["wav"], f"{file}, entry {number}")
-            name = Path(str(entry["wav"])).name  # the file holds paths of its authors' machine
+        for number, entry in enumerate(require_list(contents["data"], f"{file}, data")):
+            wav = require_object(entry, ["wav"], f"{file}, entry {number}")["wav"]
+            # The file holds paths of its authors' machine.
+            name = Path(wav).name if isinstance(wav, str) else f"entry-{number}"
             label = LABELS.get(Path(name).stem.rpartition("_")[2])
             error = None if label else f"{name} ends in no class; expected one of {', '.join(LABELS)}"
+            if not isinstance(wav, str):
+                error = f"wav is {reprlib.repr(wav)}, expected the name of a file"
             items.append(spoken_item(Path(name).stem, self.instruction, FileClip(clips / name), label, error))
         return unique(items, file)
 
