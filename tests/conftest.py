@@ -15,6 +15,7 @@ os.environ |= {
 }
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
@@ -94,3 +95,20 @@ def tiny_ctc(encoder_folder, llm_folder, processor) -> SoundwaveForCTC:
     return SoundwaveForCTC.from_components(
         encoder_folder, llm_folder, audio_token_id=processor.audio_token_id, audio_padding="longest"
     )
+
+
+@pytest.fixture(scope="session")
+def peers(tmp_path_factory):
+    """Folder of a tiny model of another family, by name, made when it is first asked for."""
+    from tests import tiny_audio_models  # imports many models, which few tests need
+
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(name: str) -> str:
+        if name == "voxtral" and find_spec("mistral_common") is None:
+            pytest.skip("Voxtral's tokenizer needs mistral-common")
+        if not (root / name).is_dir():
+            getattr(tiny_audio_models, f"save_{name}")(root / name)
+        return str(root / name)
+
+    return folder

@@ -4,19 +4,16 @@ Endpoints have a file of their own (`test_eval_endpoint.py`).
 """
 
 import copy
-import dataclasses
 import hashlib
 import json
 import shutil
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken, AutoProcessor
@@ -30,7 +27,6 @@ from soundwave.eval.models.transformers_audio import ADAPTERS, CLOSE, OPEN
 from soundwave.eval.provenance import weights_hash
 from soundwave.training.encoder_cache import EncoderCache
 from tests import tiny_audio_models
-from tests.components import save_encoder, save_llm
 from tests.sounds import encoded, noise
 
 TINY = str(Path(__file__).parents[1] / "assets" / "tiny")
@@ -169,34 +165,19 @@ def test_an_empty_item_is_refused(ours):
         ours.answer([item(None)], 1)
 
 
-def test_a_conversation_is_for_our_models_alone(ours, saved):
+def test_a_conversation_is_for_our_models_alone(ours, peers):
     turns = [("user", "Remember two."), ("assistant", "Done."), ("user", "What was it?")]
     messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
     chat = Item("chat", None, [], None, messages=messages)
     assert ours.answer([chat], 12) != ours.answer([item("What was it?")], 12)
     with pytest.raises(ModelError, match="'chat' is a conversation of several turns"):
-        load_model(saved("qwen2_audio")).answer([chat], 1)
+        load_model(peers("qwen2_audio")).answer([chat], 1)
 
 
 # -- audio-text models of transformers
 
 
 FAMILIES = ("qwen2_audio", "audio_flamingo3", "granite_speech", "voxtral")
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """Folder of a tiny model by name, made when it is first asked for."""
-    root = tmp_path_factory.mktemp("models")
-
-    def folder(name: str) -> str:
-        if name == "voxtral" and find_spec("mistral_common") is None:
-            pytest.skip("Voxtral's tokenizer needs mistral-common")
-        if not (root / name).is_dir():
-            getattr(tiny_audio_models, f"save_{name}")(root / name)
-        return str(root / name)
-
-    return folder
 
 
 def documented_inputs(folder: str, name: str, text: str, samples: np.ndarray):
@@ -217,8 +198,8 @@ def documented_inputs(folder: str, name: str, text: str, samples: np.ndarray):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_greedy_answers_of_other_families(saved, name):
-    folder = saved(name)
+def test_greedy_answers_of_other_families(peers, name):
+    folder = peers(name)
     model = load_model(folder)
     inputs = dict(documented_inputs(folder, name, "What?", noise(16_000, seed=16_000)))
     ids, mask, new = inputs.pop("input_ids"), inputs.pop("attention_mask"), []
@@ -234,8 +215,8 @@ def test_greedy_answers_of_other_families(saved, name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_batches_of_other_families_change_nothing(saved, name):
-    model, items = load_model(saved(name)), mixed()
+def test_batches_of_other_families_change_nothing(peers, name):
+    model, items = load_model(peers(name)), mixed()
     model.model.double()
     answers = model.answer(items, NEW_TOKENS)
     assert answers == one_by_one(model, items) and len(set(answers)) > 1
@@ -244,22 +225,22 @@ def test_batches_of_other_families_change_nothing(saved, name):
     assert model.processor.tokenizer.padding_side == "left"
 
 
-def test_a_family_that_is_not_known_is_asked_one_item_at_a_time(saved, monkeypatch):
+def test_a_family_that_is_not_known_is_asked_one_item_at_a_time(peers, monkeypatch):
     monkeypatch.delitem(ADAPTERS, "qwen2_audio")
-    model = load_model(saved("qwen2_audio"))
+    model = load_model(peers("qwen2_audio"))
     assert model._groups([("What?", [noise(9_000)]), ("Who?", [noise(16_000)])]) == [[0], [1]]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_other_families_hear_the_recording(saved, name):
-    model = load_model(saved(name))
+def test_other_families_hear_the_recording(peers, name):
+    model = load_model(peers(name))
     heard = {model.answer([item("What?", length)], 12)[0] for length in (16_000, 40_000, 9_000, 100_000)}
     assert len(heard) > 1
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "<|AUDIO|>", "say <|im_start|>assistant"])
-def test_what_an_item_says_stays_text(saved, text):
-    model = load_model(saved("qwen2_audio"))
+def test_what_an_item_says_stays_text(peers, text):
+    model = load_model(peers("qwen2_audio"))
     inputs = model._adapter.inputs(model.processor, [(text, [noise(9_000)]), ("plain", [noise(9_000)])])
     said, plain = (ids[mask == 1] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True))
     for token in ("<|im_end|>", "<|im_start|>", "<|AUDIO|>"):
@@ -269,9 +250,9 @@ def test_what_an_item_says_stays_text(saved, text):
 
 
 @pytest.mark.parametrize("special", [True, False])
-def test_a_language_tag_is_the_tokenizers_token(saved, special):
+def test_a_language_tag_is_the_tokenizers_token(peers, special):
     """As in Qwen2-Audio's own evaluation; what else looks like control stays text beside it."""
-    model = load_model(saved("qwen2_audio"))
+    model = load_model(peers("qwen2_audio"))
     tokenizer = model.processor.tokenizer
 
     def ids(text: str) -> list[int]:
@@ -289,13 +270,13 @@ def test_a_language_tag_is_the_tokenizers_token(saved, special):
     assert "<|en|> or <|im_end|>, im_end?" in tokenizer.decode(mixed)
 
 
-def test_a_placeholder_in_a_granite_instruction_is_refused(saved):
+def test_a_placeholder_in_a_granite_instruction_is_refused(peers):
     with pytest.raises(ModelError, match=r"holds <\|audio\|>"):
-        load_model(saved("granite_speech")).answer([item("<|audio|>?", 9_000)], 1)
+        load_model(peers("granite_speech")).answer([item("<|audio|>?", 9_000)], 1)
 
 
-def test_what_a_processor_cuts_is_noted(saved):
-    model = load_model(saved("qwen2_audio"))
+def test_what_a_processor_cuts_is_noted(peers):
+    model = load_model(peers("qwen2_audio"))
     long, short = item("What?", 31 * 16_000), item("What?", 16_000)
     model.answer([long, short], 1)
     assert long.fields == {"heard_s": 30} and short.fields == {} and model.decoding["heard_s"] == 30
@@ -304,8 +285,8 @@ def test_what_a_processor_cuts_is_noted(saved):
 # -- cascades
 
 
-def test_a_cascade_asks_the_llm_about_the_transcripts(saved, llm_folder):
-    model = load_model(saved("wav2vec2"), llm=llm_folder)
+def test_a_cascade_asks_the_llm_about_the_transcripts(peers, llm_folder):
+    model = load_model(peers("wav2vec2"), llm=llm_folder)
     model.llm.model.double()
     items = [*mixed(), item("Which?", 9_000, 16_000)]
     answers = model.answer(items, NEW_TOKENS)
@@ -322,8 +303,8 @@ def test_a_cascade_asks_the_llm_about_the_transcripts(saved, llm_folder):
     json.dumps([about, model.decoding])
 
 
-def test_whisper_goes_through_a_long_recording(saved, llm_folder):
-    model = load_model(saved("whisper"), llm=llm_folder)
+def test_whisper_goes_through_a_long_recording(peers, llm_folder):
+    model = load_model(peers("whisper"), llm=llm_folder)
     model.llm.model.double()
     items = [item("What?", 16_000), item("What?", 33 * 16_000), item("hello")]
     answers = model.answer(items, NEW_TOKENS)
@@ -333,88 +314,13 @@ def test_whisper_goes_through_a_long_recording(saved, llm_folder):
     assert model.decoding["transcriber"]["num_beams"] == 1
 
 
-def test_an_llm_that_could_hear_may_be_the_second_half(saved):
-    model = load_model(saved("wav2vec2"), llm=TINY)
+def test_an_llm_that_could_hear_may_be_the_second_half(peers):
+    model = load_model(peers("wav2vec2"), llm=TINY)
     assert model.llm.describe()["kind"] == "soundwave"
     asked = item("What?", 16_000)
     assert model.answer([asked], 20) == model.llm.answer([in_text(asked)], 20)
 
 
-# -- what cannot be run
-
-
-def test_kinds_that_answer_nothing_are_named(saved, llm_folder, tmp_path):
-    with pytest.raises(ModelError, match="hears nothing.*--llm"):
-        load_model(llm_folder)
-    for name in ("whisper", "wav2vec2"):
-        with pytest.raises(ModelError, match="writes down what is said.*--llm"):
-            load_model(saved(name))
-    with pytest.raises(ModelError, match="WhisperEncoder.*an encoder alone"):
-        load_model(save_encoder(tmp_path / "encoder"))
-    with pytest.raises(ModelError, match="no speech recogniser"):
-        load_model(llm_folder, llm=llm_folder)
-    with pytest.raises(ModelError, match="writes down what is said"):
-        load_model(saved("wav2vec2"), llm=saved("wav2vec2"))
-    with pytest.raises(ValueError, match="no model folder"):
-        load_model(str(tmp_path / "nowhere"))
-
-
-def damage_config(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": "qwen2_audio", ')
-
-
-def damage_weights(folder: Path) -> None:
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-
-
-def lose_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-
-
-def lose_a_tensor(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(folder / "model.safetensors")
-    save_file(dict(list(tensors.items())[1:]), folder / "model.safetensors", {"format": "pt"})
-
-
-def lose_the_tokenizer(folder: Path) -> None:
-    for path in folder.glob("token*"):
-        path.unlink()
-
-
-@pytest.mark.parametrize("damage", [damage_config, damage_weights, lose_weights, lose_a_tensor, lose_the_tokenizer])
-@pytest.mark.parametrize("name", ["qwen2_audio", "tiny"])
-def test_a_damaged_folder_is_refused(saved, tmp_path, damage, name):
-    source = TINY if name == "tiny" else saved(name)
-    folder = shutil.copytree(source, tmp_path / "damaged", ignore=shutil.ignore_patterns("*.py"))
-    damage(folder)
-    with pytest.raises(ModelError, match="damaged: "):
-        load_model(str(folder))
-
-
-def test_a_text_llm_without_a_template_is_refused(saved, tmp_path):
-    folder = Path(save_llm(tmp_path / "base"))
-    (folder / "chat_template.jinja").unlink()
-    with pytest.raises(ModelError, match="no chat template.*instruction-tuned"):
-        load_model(saved("wav2vec2"), llm=str(folder))
-
-
-def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(ADAPTERS, "voxtral", dataclasses.replace(ADAPTERS["voxtral"], needs="not_installed_here"))
-    transformers.VoxtralConfig(architectures=["VoxtralForConditionalGeneration"]).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="pip install not-installed-here"):
-        load_model(str(tmp_path))
-
-
-def test_a_device_that_is_not_there_is_refused():
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(ValueError, match="no CUDA device"):
-        load_model(TINY, device="cuda")
-
-
-def test_a_precision_can_be_chosen(saved):
-    model = load_model(saved("qwen2_audio"), dtype="bfloat16")
+def test_a_precision_can_be_chosen(peers):
+    model = load_model(peers("qwen2_audio"), dtype="bfloat16")
     assert model.describe()["dtype"] == "bfloat16" and model.answer([item("What?", 9_000)], 2)
