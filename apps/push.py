@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from soundwave.model_card.build_card import CARD, is_free, write_card
 from soundwave.model_card.checks import check_stage
 from soundwave.model_card.licences import check_name, llama_version
-from soundwave.model_card.lineage import read_stage_settings
-from soundwave.model_card.push_to_hub import gather, push_stage
+from soundwave.model_card.lineage import read_config, read_stage_settings
+from soundwave.model_card.push_to_hub import Pushed, PushError, PushRefused, gather, push_stage
 from soundwave.training.checkpoints import MANIFEST, checkpoints, last_complete_checkpoint
 
 PATIENCE_S = 120.0  # seconds within which a failed push is tried again
@@ -32,11 +32,12 @@ def push(
     revision: str | None = None,
     private: bool | None = None,
     check: bool = True,
-) -> str:
-    """Push a run and return the commit's address: its result or, of a run cut short, its last complete checkpoint.
+    overwrite_card: bool = False,
+) -> Pushed:
+    """Push a run: its result or, of one cut short, its last complete checkpoint.
 
     The model card is written from the run's files as they are now; a README.md of somebody's own is kept, and checked
-    like ours.
+    like ours. One on the Hub is not replaced by a generated card.
 
     Args:
         run: the `output_dir` of a training.
@@ -44,6 +45,7 @@ def push(
         revision: branch; `None` = the run's `hub_revision` if `to` is the run's, else main.
         private: of a repository that is made; `None` = as the run's `hub_private` says.
         check: whether to load it in a process without this package first; the other checks are always made.
+        overwrite_card: whether a README.md of somebody's own on the Hub may be replaced by a generated one.
 
     Raises:
         CheckFailed: when it must not be published as it is.
@@ -57,22 +59,29 @@ def push(
         repo_id = to or recorded
         if repo_id is None:
             raise ValueError(f"{run} does not say where it belongs: name the repository with --to OWNER/NAME.")
+        if "/" not in repo_id:
+            raise ValueError(f"{repo_id} has no owner, and its card could not say what to load: give OWNER/{repo_id}.")
         if revision is None and repo_id == recorded:
             revision = settings.get("hub_revision")
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        check_name(repo_id.rsplit("/", 1)[-1], llama_version(config))
+        check_name(repo_id.rsplit("/", 1)[-1], llama_version(read_config(folder)))
         if is_free(folder / CARD):
             write_card(folder, repo_id)
         for remark in check_stage(folder, repo_id, load=check):
             print(f"soundwave push: {remark}", file=sys.stderr)
-        return push_stage(
-            folder,
-            repo_id,
-            revision=revision,
-            private=bool(settings.get("hub_private")) if private is None else private,
-            message=f"Stage: {settings.get('stage', run.resolve().name)}",
-            patience_s=PATIENCE_S,
-        )
+        try:
+            return push_stage(
+                folder,
+                repo_id,
+                revision=revision,
+                private=bool(settings.get("hub_private")) if private is None else private,
+                message=f"Stage: {settings.get('stage', run.resolve().name)}",
+                patience_s=PATIENCE_S,
+                own_card="overwrite" if overwrite_card else "refuse",
+            )
+        except PushRefused:
+            raise
+        except PushError as error:
+            raise PushError(f"{error} Nothing is lost: the same command goes on where this one stopped.") from error
 
 
 @contextmanager
@@ -105,7 +114,10 @@ def what_is_missing(folder: Path) -> str | None:
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if not (folder / names[0]).is_file() and index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"{index.name} is damaged"
     for name in names:
         if not (folder / name).is_file():
             return f"there is no {name}"
@@ -130,9 +142,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-check", action="store_true", help="do not load it in a process of its own first; files are still checked"
     )
-    arguments = parser.parse_args(argv)
-    address = push(arguments.run, arguments.to, arguments.revision, arguments.private, not arguments.no_check)
-    print(f"pushed: {address}")
+    parser.add_argument(
+        "--overwrite-card", action="store_true", help="replace a README.md of somebody's own on the Hub by ours"
+    )
+    a = parser.parse_args(argv)
+    print(push(a.run, a.to, a.revision, a.private, not a.no_check, a.overwrite_card))
     return 0
 
 

@@ -70,8 +70,9 @@ LIMITS = [
     "It hears one sentence well; on several in a row, up to any length, its error rate is several times higher.",
     "Other voices, accents, languages, noise and free speech are outside what it has heard; expect wrong answers.",
 ]
-ENCODER = "a Whisper-style encoder, pretrained by the same command on frame labels of the same speech (stage 0)"
-LLM = "a Llama-style model, pretrained by the same command on texts of the same grammar (stage 0)"
+ENCODER = "a Whisper-style encoder, pretrained by `soundwave quickstart` on frame labels of the same speech (stage 0)"
+LLM = "a Llama-style model, pretrained by `soundwave quickstart` on texts of the same grammar (stage 0)"
+MADE = "made by `soundwave quickstart`"  # in the place of a licence
 
 PUSH_PATIENCE_S = 600.0  # then the quickstart goes on without the Hub
 
@@ -255,11 +256,11 @@ class Quickstart:
         """Rows and hours by task for the card; the voices and recordings are one source each."""
         rows = [dict(row) for row in load_rows(list(sources), self.corpus)]
         if self.manifest is None:
-            licences = {"synthesized (espeak-ng)": "made by this command", "grammar": "made by this command"}
+            licences = {"synthesized (espeak-ng)": MADE, "grammar": MADE}
             for row in rows:
                 row["source"] = "synthesized (espeak-ng)" if row["audio"] else "grammar"
         else:
-            licences = {"recordings": ", ".join(self.facts["licences"]), "texts": "made by this command"}
+            licences = {"recordings": ", ".join(self.facts["licences"]), "texts": MADE}
             for row in rows:
                 row["source"] = "recordings" if row["audio"] else "texts"
         return data_summary(rows, licences)
@@ -338,7 +339,7 @@ class Quickstart:
 def data_license(licences: Iterable[str]) -> str | None:
     """The Hub's name of a licence that the weights can have, whatever the recordings' licences ask to pass on.
 
-    `None` where they ask for nothing: CC0, or speech made by this command.
+    `None` where they ask for nothing: CC0, or speech made by the quickstart.
     """
     asked = [re.sub(r"[\s_]+", "-", licence.strip().lower()) for licence in licences]
     asked = [licence for licence in asked if "cc-by" in licence]

@@ -1,5 +1,7 @@
 """``answers.jsonl`` and ``judgements.jsonl``: one line per answer or judgement, written as it comes.
 
+``answers.settings.json`` beside them holds, by test set, what its answers depend on.
+
 A run may be killed at any time: what is lost is the line that was just being written, and a reader drops it.
 """
 
@@ -12,6 +14,7 @@ from typing import Any
 Row = dict[str, Any]
 ANSWERS_FILE = "answers.jsonl"
 JUDGEMENTS_FILE = "judgements.jsonl"
+SETTINGS_FILE = "answers.settings.json"
 #: Half of a surrogate pair, as a server may send it, has no UTF-8; written like this it is JSON's own escape for it.
 ERRORS = "backslashreplace"
 
@@ -68,6 +71,24 @@ def read_answers(folder: str | os.PathLike[str]) -> list[Row]:
 def read_judgements(folder: str | os.PathLike[str]) -> list[Row]:
     """Rows of a folder's ``judgements.jsonl``, as ``read_answers``."""
     return read_rows(Path(folder) / JUDGEMENTS_FILE)
+
+
+def read_settings(folder: str | os.PathLike[str]) -> dict[str, Row]:
+    """What the answers of each test set were made with: a folder's ``answers.settings.json``; empty without one.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    path = Path(folder) / SETTINGS_FILE
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); remove it, and evaluate again with --overwrite") from None
+    if not isinstance(settings, dict) or not all(isinstance(of_set, dict) for of_set in settings.values()):
+        raise ValueError(
+            f"{path} holds no settings by name of the test set; remove it, and evaluate again with --overwrite"
+        )
+    return settings
 
 
 def replace_file(path: Path, text: str) -> None:

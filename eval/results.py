@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from soundwave.eval.benchmarks import BENCHMARKS
@@ -17,6 +18,7 @@ from soundwave.eval.counting import SETTINGS
 from soundwave.eval.logs import (
     ANSWERS_FILE,
     JUDGEMENTS_FILE,
+    SETTINGS_FILE,
     AnswerLog,
     JudgementLog,
     read_answers,
@@ -33,6 +35,8 @@ from soundwave.eval.scoring import CONFIDENCE, RESAMPLES, Figures, score_rows
 
 Row = dict[str, Any]
 RESULTS_FILE = "results.json"
+#: What an entry says of its answers, as ``answers.settings.json`` says it too.
+LABELS = ("task", "metric", "settings", "dataset", "model", "decoding")
 
 
 @dataclass
@@ -163,14 +167,25 @@ def with_judgements(answers: Iterable[Row], judgements: Iterable[Row]) -> list[R
     return [row | {"judgements": list(found.get((row["name"], row["id"]), {}).values())} for row in answers]
 
 
-def rescore(entry: Mapping[str, Any], answers: Sequence[Row], judgements: Sequence[Row] = ()) -> list[str]:
-    """Compute an entry's figures again from the answers.
+def rescore(
+    entry: Mapping[str, Any],
+    answers: Sequence[Row],
+    judgements: Sequence[Row] = (),
+    made_with: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Compute an entry's figures again from the answers, and compare what it says of them.
 
     A benchmark's marks are read again from what its judge replied. The signature is not compared: it tells the
     version of the tool that made the stated figures.
 
+    Args:
+        entry: Of ``results.json``.
+        answers: Rows of ``answers.jsonl``.
+        judgements: Rows of ``judgements.jsonl``.
+        made_with: What ``answers.settings.json`` says of this test set (``logs.read_settings``), if it is there.
+
     Returns:
-        One line per figure that differs; an empty list means that the entry tells the truth.
+        One line per figure or label that differs; an empty list means that the entry tells the truth.
     """
     rows = with_judgements([row for row in answers if row["name"] == entry["name"]], judgements)
     if not rows:
@@ -182,10 +197,31 @@ def rescore(entry: Mapping[str, Any], answers: Sequence[Row], judgements: Sequen
     stated = _flat({key: entry.get(key, {}) for key in asdict(headline)}) | _flat(entry["also"])
     stated |= {"failures": entry["failures"], "failed": entry["failed"], "cut": entry.get("cut", 0)}
     stated |= {"judge": [entry["judge"]["model"]] if entry.get("judge") else []}
-    return _misread(entry, rows) + [
+    stated |= {"dataset rows": entry["dataset"]["rows"]}
+    found |= {"dataset rows": len(rows)}  # an answer that was taken away is in no other figure
+    figures = [
         f"{entry['name']}: {key} is {stated.get(key)} in {RESULTS_FILE}, but the answers give {found.get(key)}"
         for key in dict.fromkeys([*found, *stated])
         if not _equal(stated.get(key), found.get(key))
+    ]
+    return _mislabelled(entry, rows, made_with) + _misread(entry, rows) + figures
+
+
+def _mislabelled(entry: Mapping[str, Any], rows: Iterable[Row], made_with: Mapping[str, Any] | None) -> list[str]:
+    """A line per label that the answers do not have: another task, data set, model or decoding."""
+    tasks = {str(row.get("task")) for row in rows}
+    if tasks != {entry["task"]}:
+        said = f"the answers are of {', '.join(sorted(tasks))}"
+        return [f"{entry['name']}: task is {entry['task']} in {RESULTS_FILE}, but {said}"]
+    if made_with is None:
+        return []
+    stated = _flat({key: entry.get(key) for key in LABELS})
+    stated.pop("decoding batch_size", None)  # nothing that the answers depend on
+    asked = _flat({key: made_with.get(key) for key in LABELS})
+    return [
+        f"{entry['name']}: {key} is {stated.get(key)} in {RESULTS_FILE}, but {asked.get(key)} in {SETTINGS_FILE}"
+        for key in dict.fromkeys([*asked, *stated])
+        if not _equal(stated.get(key), asked.get(key))
     ]
 
 
@@ -230,9 +266,23 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Entries of a folder's ``results.json``; none if there is no such file."""
+    """Entries of a folder's ``results.json``; none if there is no such file.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
     path = Path(folder) / RESULTS_FILE
-    return json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else []
+    if not path.is_file():
+        return []
+    expected = f'expected {{"results": [entries, each with its "name"]}}; remove {path.name}, and evaluate again'
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); {expected}") from None
+    entries = content.get("results") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
+        raise ValueError(f"{path} holds {shorten(json.dumps(content), 60)}, {expected}")
+    return entries
 
 
 def read_result(folder: str | os.PathLike[str], name: str) -> dict[str, Any] | None:

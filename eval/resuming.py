@@ -15,12 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from soundwave.eval.logs import ANSWERS_FILE, AnswerLog, line_of, read_answers, read_rows, replace_file
+from soundwave.eval.logs import (
+    ANSWERS_FILE,
+    SETTINGS_FILE,
+    AnswerLog,
+    line_of,
+    read_answers,
+    read_rows,
+    read_settings,
+    replace_file,
+)
 from soundwave.eval.results import forget_result, read_result
 
 Row = dict[str, Any]
 Folder = str | os.PathLike[str]
-SETTINGS_FILE = "answers.settings.json"
 PATIENCE_S = 2  # a run that was killed may take a moment to go
 
 
@@ -83,7 +91,7 @@ def begin(
     """
     merge_parts(folder)
     path = Path(folder) / SETTINGS_FILE
-    made_with = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    made_with = read_settings(folder)
     rows = [row for row in read_answers(folder) if row["name"] == name]
     entry = read_result(folder, name)
     finished = entry is not None and entry["dataset"]["rows"] == len(rows)  # without its answers it proves nothing

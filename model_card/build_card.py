@@ -9,23 +9,25 @@ figure of the architecture and the Hub's ``.eval_results``.
 
 import argparse
 import json
+import math
 import re
 import sys
+import tempfile
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from safetensors import safe_open
 
 from soundwave.model_card.cost import training_cost
 from soundwave.model_card.diagram import FIGURE, boxes, draw
-from soundwave.model_card.facts import CardFacts
+from soundwave.model_card.facts import UNSTATED, CardFacts
 from soundwave.model_card.figures import CardError, Figures
 from soundwave.model_card.licences import base_models, check_name, llama_version, weights_licence
-from soundwave.model_card.lineage import STAGES, read_lineage, read_stage_settings, stage_of
+from soundwave.model_card.lineage import STAGES, read_config, read_lineage, read_stage_settings, stage_of
 from soundwave.model_card.metadata import card_data, write_eval_results
+from soundwave.modeling_soundwave.weights_soundwave import WeightsError, open_shard
 from soundwave.training.checkpoints import write_whole
 
 CARD = "README.md"
@@ -88,16 +90,23 @@ def write_card(
         output: File of the card, the rest goes beside it; ``None``: the folder's README.md.
 
     Raises:
-        CardError: As `build_card`; nothing is written then.
+        CardError: As `build_card`, or for an output in a folder that is not there; nothing is written then.
+        OSError: If the disk is full; the card that was there stays.
     """
     folder = Path(run_dir)
-    text = build_card(folder, repo_id, answers_stay)
-    settings = read_stage_settings(folder)
-    flow = boxes(stage_of(folder, settings), _config(folder), settings.get("trains") or [])
     path = folder / CARD if output is None else Path(output)
-    (path.parent / FIGURE).write_text(draw(flow), encoding="utf-8")
-    write_eval_results(path.parent, Figures(folder))
-    write_whole(path, text)  # a half one would have no mark, and be taken for one of somebody's own
+    text = build_card(folder, repo_id, answers_stay)
+    if not path.parent.is_dir():
+        raise CardError(f"{path} cannot be written: there is no folder {path.parent}; make it, or name another file")
+    settings = read_stage_settings(folder)
+    flow = boxes(stage_of(folder, settings), read_config(folder), settings.get("trains") or [])
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="_card-") as made:  # a disk that is full keeps no half
+        figure, card = Path(made, FIGURE), Path(made, CARD)
+        write_whole(figure, draw(flow))
+        write_whole(card, text)
+        write_eval_results(path.parent, Figures(folder))
+        figure.replace(path.parent / FIGURE)
+        card.replace(path)  # whole: a half one would have no mark, and be taken for one of somebody's own
     return path
 
 
@@ -118,7 +127,7 @@ def build_card(run_dir: str | Path, repo_id: str | None = None, answers_stay: bo
         CardError: If results and answers disagree, a figure was not measured, or the name breaks a licence.
     """
     folder = Path(run_dir)
-    config = _config(folder)
+    config = read_config(folder)
     settings = read_stage_settings(folder)
     facts = CardFacts.read(folder)
     figures = Figures(folder)
@@ -151,28 +160,15 @@ def build_card(run_dir: str | Path, repo_id: str | None = None, answers_stay: bo
         data=facts.data,
         attributions=facts.attributions,
         figures=figures,
+        unscored=figures.unscored(),
         answers_stay=answers_stay,
         limits=[*facts.limits, *_general_limits(stage)],
         parts=base_models(config, facts),
-        license=license_id,
+        license=license_id or UNSTATED,
     )
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-    figures.check(own_words(text, facts))
+    figures.check(text)
     return f"---\n{card_data(name, stage, config, lineage, facts, figures, license_id).to_yaml()}\n---\n\n{text}"
-
-
-def own_words(text: str, facts: CardFacts) -> str:
-    """A card's text without the words of others, whose addresses hold escapes such as take2%20b."""
-    for attribution in facts.attributions:
-        text = text.replace(f"- {attribution}\n", "")
-    return text
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CardError(f"{folder} holds no config.json; give the folder of a saved stage")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _template() -> jinja2.Template:
@@ -223,15 +219,24 @@ def _architecture(folder: Path, config: Mapping[str, Any], settings: Mapping[str
         layers, width, seconds = audio["encoder_layers"], audio["d_model"], audio["max_source_positions"] // 50
     else:  # w2v-BERT has no bound of its own
         layers, width, seconds = audio["num_hidden_layers"], audio["hidden_size"], config.get("window_seconds") or 30
-    changed = {key: _changes(config, settings, key) for key in ("audio", "text")}
     lines = [
         f"Encoder: {audio['model_type']}, {layers} layers of width {width}, windows of up to {seconds} s; "
-        f"{changed['audio']}.",
-        f"LLM: {text['model_type']}, {text['num_hidden_layers']} layers of width {text['hidden_size']}, vocabulary "
-        f"{text['vocab_size']}, never resized; {changed['text']}.",
-        f"CTC head over the LLM's vocabulary ({config['ctc_head']}), attention {config['alignment_attention']}; "
-        f"blanks {'kept' if config['keep_blanks'] else 'dropped'}, look-back at frames: {config['shrink_context']}.",
+        f"{_changes(config, settings, 'audio')}.",
     ]
+    head = f"CTC head over the LLM's vocabulary ({config['ctc_head']}), attention {config['alignment_attention']}"
+    if stage_of(folder, settings) == "align":
+        lines += [
+            f"LLM: none in this stage; of the {text['model_type']} that the next ones add, it knows the vocabulary of "
+            f"{text['vocab_size']} and the width of {text['hidden_size']}.",
+            f"{head}.",
+        ]
+    else:
+        lines += [
+            f"LLM: {text['model_type']}, {text['num_hidden_layers']} layers of width {text['hidden_size']}, "
+            f"vocabulary {text['vocab_size']}, never resized; {_changes(config, settings, 'text')}.",
+            f"{head}; blanks {'kept' if config['keep_blanks'] else 'dropped'}, look-back at frames: "
+            f"{config['shrink_context']}.",
+        ]
     count = _count_parameters(folder)
     return [*lines, f"{count:,} parameters are stored in this repository."] if count else lines
 
@@ -252,15 +257,15 @@ def _changes(config: Mapping[str, Any], settings: Mapping[str, Any], key: str) -
 
 
 def _count_parameters(folder: Path) -> int:
-    count = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="numpy") as file:
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                size = 1
-                for dimension in file.get_slice(key).get_shape():
-                    size *= dimension
-                count += size
-    return count
+    try:
+        return sum(map(_count_in, sorted(folder.glob("*.safetensors"))))
+    except WeightsError as error:
+        raise CardError(str(error)) from error
+
+
+def _count_in(path: Path) -> int:
+    with open_shard(str(path)) as file:
+        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (not a dict)
 
 
 def _general_limits(stage: str) -> list[str]:
@@ -282,6 +287,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.push and (arguments.repo_id or arguments.output):
         parser.error("--push REPO writes RUN/README.md for REPO; leave out --repo-id and --output")
+    if arguments.push and "/" not in arguments.push:
+        parser.error(f"--push {arguments.push} has no owner; give OWNER/{arguments.push}")
     card = arguments.output or arguments.run / CARD
     if not is_free(card):
         sys.stderr.write(
@@ -298,7 +305,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.push:
         from soundwave.apps.push import push  # which imports this module
 
-        sys.stdout.write(f"pushed: {push(arguments.run, arguments.push)}\n")
+        sys.stdout.write(f"{push(arguments.run, arguments.push)}\n")
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 FIGURE = "architecture.svg"
 
-WIDTH, HEIGHT, GAP, TOP = 148, 64, 58, 40  # of a box, between two, above them; pixels
+WIDTH, HEIGHT, GAP, TOP = 172, 64, 60, 48  # of a box, between two, above them; pixels
 TRAINED, FROZEN, NOTHING = ("#d7e8ff", "#2f6fbe"), ("#eeeeee", "#888888"), ("#ffffff", "#ffffff")  # fill, line
 
 
@@ -24,12 +24,14 @@ class Box:
         detail: A line below it: size, or what in it trained.
         trained: Whether this stage changed something in it; ``None`` for what goes in and comes out.
         shape: Of what leaves it, written on the arrow.
+        beside: What else goes into it, from above.
     """
 
     title: str
     detail: str
     trained: bool | None
     shape: str = ""
+    beside: str = ""
 
 
 def boxes(stage: str, config: dict[str, Any], trains: Sequence[str]) -> list[Box]:
@@ -61,7 +63,13 @@ def boxes(stage: str, config: dict[str, Any], trains: Sequence[str]) -> list[Box
     return [
         *flow,
         Box("Shrinking adapter", "a vector per token", trained("shrinking_adapter"), "(B,K,D)"),
-        Box("LLM", _inside(text["model_type"], config.get("lora")), trained("language_model", "lora"), "(B,L,V)"),
+        Box(
+            "LLM",
+            _inside(text["model_type"], config.get("lora")),
+            trained("language_model", "lora"),
+            "(B,L,V)",
+            "written instruction",
+        ),
         Box("Answer", "", None),
     ]
 
@@ -86,6 +94,8 @@ def draw(flow: Sequence[Box]) -> str:
     for number, box in enumerate(flow):
         left = 10 + number * (WIDTH + GAP)
         parts += _draw_box(box, left)
+        if box.beside:
+            parts += _draw_arrow_from_above(box.beside, left + WIDTH // 2)
         if number + 1 < len(flow):
             parts += _draw_arrow(box.shape, left + WIDTH)
     low = TOP + HEIGHT + 22
@@ -112,4 +122,11 @@ def _draw_arrow(shape: str, left: int) -> list[str]:
         f'<line x1="{left + 3}" y1="{middle}" x2="{left + GAP - 3}" y2="{middle}" stroke="#444444" '
         'marker-end="url(#tip)"/>',
         f'<text x="{left + GAP // 2}" y="{middle - 10}" font-size="11" fill="#444444">{escape(shape)}</text>',
+    ]
+
+
+def _draw_arrow_from_above(text: str, middle: int) -> list[str]:
+    return [
+        f'<text x="{middle}" y="16" font-size="12" fill="#444444">{escape(text)}</text>',
+        f'<line x1="{middle}" y1="22" x2="{middle}" y2="{TOP - 3}" stroke="#444444" marker-end="url(#tip)"/>',
     ]

@@ -1,5 +1,10 @@
-"""What no file of a run knows: whose speech the data are, their licences, what a meter read; kept in ``card.yaml``."""
+"""What no file of a run knows: whose speech the data are, their licences, what a meter read; kept in ``card.yaml``.
 
+A training drafts it with its data, so that only the licences are left to state; from the first word that a person
+changes on, it is that person's.
+"""
+
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,9 +13,13 @@ from typing import Any
 import yaml
 
 from soundwave.model_card.figures import CardError
+from soundwave.training.checkpoints import write_whole
 
 CARD_FACTS = "card.yaml"
 UNSTATED = "not stated"
+UNKNOWN = "unknown"
+#: First line of a draft, before the hash of the rest.
+DRAFT = "# Drafted by `soundwave train`, and made anew by it until somebody changes a line: "
 #: What each row of `CardFacts.data` says.
 DATA_FIELDS = ("name", "task", "rows", "hours", "licence")
 
@@ -53,11 +62,9 @@ class CardFacts:
         for name in ("attributions", "datasets", "languages", "limits"):
             value = getattr(self, name)
             self._expect(name, "a list of texts", isinstance(value, list) and all(isinstance(x, str) for x in value))
-        self._expect(
-            "data",
-            f"a list whose entries have {', '.join(DATA_FIELDS)}",
-            isinstance(self.data, list) and all(isinstance(x, dict) and set(DATA_FIELDS) <= set(x) for x in self.data),
-        )
+        self._expect("data", "a list of rows", isinstance(self.data, list))
+        for number, row in enumerate(self.data, 1):
+            _check_data(number, row)
         known = isinstance(self.base_licences, dict) and set(self.base_licences) <= {"encoder", "llm"}
         self._expect("base_licences", "encoder: LICENCE and llm: LICENCE", known)
         self._expect("energy_kwh", "a number above 0", self.energy_kwh is None or _positive(self.energy_kwh))
@@ -97,8 +104,38 @@ class CardFacts:
 
     def save(self, run_dir: str | Path) -> None:
         """Write ``card.yaml``."""
-        text = yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
-        (Path(run_dir) / CARD_FACTS).write_text(text, encoding="utf-8")
+        write_whole(Path(run_dir) / CARD_FACTS, self._yaml())
+
+    def save_draft(self, run_dir: str | Path) -> None:
+        """Write ``card.yaml`` unless there is one that a person wrote or changed."""
+        path, text = Path(run_dir) / CARD_FACTS, self._yaml()
+        if not path.exists() or _is_draft(path.read_bytes()):
+            write_whole(path, f"{DRAFT}{_digest(text.encode())}\n{text}")
+
+    def _yaml(self) -> str:
+        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+
+def _is_draft(content: bytes) -> bool:
+    head, _, rest = content.partition(b"\n")
+    return head == f"{DRAFT}{_digest(rest)}".encode()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _check_data(number: int, row: Any) -> None:
+    fields = f"each has {', '.join(DATA_FIELDS)}"
+    if not isinstance(row, dict):
+        raise CardError(f"{CARD_FACTS}, data row {number} is {row!r}, expected fields: {fields}")
+    if missing := [name for name in DATA_FIELDS if name not in row]:
+        named = f" ({row['name']})" if "name" in row else ""
+        raise CardError(f"{CARD_FACTS}, data row {number}{named} has no {', '.join(missing)}; {fields}")
+    if not isinstance(row["licence"], str | None):
+        raise CardError(
+            f"{CARD_FACTS}, data row {number} ({row['name']}) has licence: {row['licence']!r}, expected a text"
+        )
 
 
 def _positive(value: Any) -> bool:
@@ -106,20 +143,29 @@ def _positive(value: Any) -> bool:
 
 
 def data_summary(rows: Iterable[Mapping[str, Any]], licences: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Rows and hours per source and task, with licences by source, for ``CardFacts.data``."""
-    sums: dict[tuple[str, str], list[float]] = {}
+    """Rows and hours per source and task, with licences by source, for ``CardFacts.data``.
+
+    Args:
+        rows: Of ``training.data.load_rows``. Hours are unknown where a row has a recording and no ``duration_s``.
+        licences: Source -> its licence.
+    """
+    counts: dict[tuple[str, str], int] = {}
+    seconds: dict[tuple[str, str], float | None] = {}
     for row in rows:
-        entry = sums.setdefault((row.get("source") or "unnamed", row["task"]), [0, 0.0])
-        entry[0] += 1
-        entry[1] += row.get("duration_s") or 0.0
+        key = row.get("source") or "unnamed", row["task"]
+        counts[key] = counts.get(key, 0) + 1
+        known, length = seconds.setdefault(key, 0.0), row.get("duration_s")
+        if length is None and not row.get("audio"):
+            length = 0.0
+        seconds[key] = None if known is None or length is None else known + length
     licences = licences or {}
     return [
         {
             "name": name,
             "task": task,
-            "rows": int(n),
-            "hours": round(s / 3600, 2),
+            "rows": counts[name, task],
+            "hours": UNKNOWN if total is None else round(total / 3600, 2),
             "licence": licences.get(name, UNSTATED),
         }
-        for (name, task), (n, s) in sorted(sums.items())
+        for (name, task), total in sorted(seconds.items())
     ]

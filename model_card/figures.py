@@ -1,20 +1,32 @@
 """The only way a figure gets into a card: looked up in ``results.json``, checked against the answers."""
 
+import html
 import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
+from soundwave.eval.logs import read_settings
 from soundwave.eval.provenance import weights_hash
 from soundwave.eval.results import ANSWERS_FILE, RESULTS_FILE, read_answers, read_judgements, read_results, rescore
 
 #: A percentage in prose or a table.
-PERCENTAGE = re.compile(r"\d+(?:[.,]\d+)?\s*(?:%|percent\b|per cent\b)", re.IGNORECASE)
+PERCENTAGE = re.compile(r"(?:(?<![\w%])[.,])?\d+(?:[.,]\d+)?\s*(?:%|percent\b|per cent\b)", re.IGNORECASE)
 #: What makes the other numbers of a line figures too.
-MEASURED = re.compile(r"\b(?:WER|CER|BLEU|accura\w+|error rate|IoU|F1|score[sd]?|judge[sd]?|judge's)\b", re.IGNORECASE)
-#: A number that stands alone: not a part of a name, a version, an address or a date.
-NUMBER = re.compile(r"(?<![\w.,:/@-])\d+(?:[.,]\d+)?(?![\w/:-])")
+MEASURED = re.compile(
+    r"(?<![^\W_])(?:WER|CER|BLEU|accura[^\W_]+|error rate|IoU|F1|score[sd]?|judge[sd]?|judge's|vs|versus)(?![^\W_])",
+    re.IGNORECASE,
+)
+#: A number that stands alone: not a part of a name, a version or a date. Underscores are Markdown's emphasis.
+NUMBER = re.compile(r"(?<![^\W_])(?<![.,:/@-])[.,]?\d+(?:[.,]\d+)?(?![^\W_]|[/:-])")
+#: Words of others that a licence asks for: addresses, whose escapes look like percentages, and versions of licences.
+QUOTED = re.compile(r"\w+://[^\s<>()]+|\bCC[- ]BY(?:[- ][A-Z]{2})*[- ]\d\.\d\b", re.IGNORECASE)
+#: How many of the differences between results and answers are named.
+NAMED_DIFFERENCES = 3
 
 #: What an entry of an earlier version does not say.
 NO_PARTS: dict[str, Any] = {"groups": {}, "areas": {}, "judge": None}
@@ -31,8 +43,9 @@ class Figures:
         run_dir: Folder with ``results.json`` and ``answers.jsonl``; without results there are no figures.
 
     Raises:
-        CardError: If a figure differs from what the answers give, its answers are missing, or it was measured on
-            another model than the folder's, or on other weights.
+        CardError: If a figure differs from what the answers give, its answers are missing or were made with other
+            settings, a test set stands there twice, or was measured on another model than the folder's, or on other
+            weights.
     """
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
@@ -40,19 +53,28 @@ class Figures:
         self._shown: set[str] = set()
         name = self.run_dir.resolve().name
         try:
-            self._entries = {entry["name"]: NO_PARTS | entry for entry in read_results(run_dir)}
-            answers, judgements = read_answers(run_dir), read_judgements(run_dir)
-            wrong = [line for entry in self._entries.values() for line in rescore(entry, answers, judgements)]
+            entries = [NO_PARTS | entry for entry in read_results(run_dir)]
+            answers, judgements, asked = read_answers(run_dir), read_judgements(run_dir), read_settings(run_dir)
+            wrong = [
+                line for entry in entries for line in rescore(entry, answers, judgements, asked.get(entry["name"]))
+            ]
         except (ValueError, KeyError, TypeError) as error:  # edited by hand, cut short, or of another version
             raise CardError(
                 f"{RESULTS_FILE} and {ANSWERS_FILE} of {name} cannot be scored again, so no card is written; evaluate "
                 f"again. {type(error).__name__}: {error}"
             ) from error
+        self._entries = {entry["name"]: entry for entry in entries}
+        self._unscored = sorted({str(row["name"]) for row in answers} - set(self._entries))
+        if twice := [each for each, count in Counter(entry["name"] for entry in entries).items() if count > 1]:
+            raise CardError(f"{RESULTS_FILE} of {name} holds {', '.join(twice)} more than once; evaluate again")
         self._check_model(name)
         if wrong:
+            first = [shorten(line, 250, placeholder=" …") for line in wrong[:NAMED_DIFFERENCES]]
+            more = f"; and {len(wrong) - len(first)} more" if len(wrong) > len(first) else ""
             raise CardError(
                 f"{RESULTS_FILE} and {ANSWERS_FILE} of {name} disagree, so no card is written; evaluate again. "
-                + "; ".join(wrong)
+                + "; ".join(first)
+                + more
             )
 
     def _check_model(self, name: str) -> None:
@@ -80,6 +102,10 @@ class Figures:
         """Their entries in ``results.json``."""
         return list(self._entries.values())
 
+    def unscored(self) -> list[str]:
+        """Test sets with answers and no figures: they wait for a judge, are unfinished, or were taken out."""
+        return [self.show(name) for name in self._unscored]
+
     def _entry(self, name: str) -> dict[str, Any]:
         if name not in self._entries:
             raise CardError(
@@ -98,8 +124,8 @@ class Figures:
 
     def show(self, text: str) -> str:
         """Let the numbers of a text that was made from ``results.json`` stand in the card."""
-        self._shown.update(PERCENTAGE.findall(text))
-        self._shown.update(NUMBER.findall(text))
+        self._shown.update(PERCENTAGE.findall(_plain(text)))
+        self._shown.update(NUMBER.findall(_plain(text)))
         return text
 
     def _value(self, metric: str, figure: Mapping[str, Any]) -> str:
@@ -208,6 +234,7 @@ class Figures:
         Raises:
             CardError: Naming the figures.
         """
+        text = _plain(text)
         found = set(PERCENTAGE.findall(text))
         header = ""  # of the table that a line is in: its words hold for every row
         for line in text.splitlines():
@@ -222,9 +249,14 @@ class Figures:
 
     def show_all(self) -> None:
         """Let every figure of the results stand, for the check of a card that somebody wrote."""
-        self.rows(), self.parts(), self.remarks(), self.decoding()
+        self.rows(), self.parts(), self.remarks(), self.decoding(), self.unscored()
         if self._entries:
             self.confidence()
+
+
+def _plain(text: str) -> str:
+    """A text as it is read: escapes and wide forms of signs resolved, without what others have named."""
+    return QUOTED.sub("", unicodedata.normalize("NFKC", html.unescape(text)))
 
 
 def task_title(task: str) -> str:

@@ -30,7 +30,7 @@ class Ancestor:
 
     Attributes:
         stage: Name in the stage table; ``None`` where it is not known.
-        name: Hub id, or the folder's name.
+        name: Hub id, also of a folder whose settings say where it belongs; else the folder's name.
         on_hub: Whether the name is a Hub id.
         commit: Of the Hub repository.
         weights: Where it was a folder, ``weights_hash`` of it.
@@ -69,11 +69,33 @@ def read_stage_settings(folder: str | Path) -> dict[str, Any]:
     return settings
 
 
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """A stage's ``config.json``.
+
+    Raises:
+        CardError: If it is missing, damaged, or not of a Soundwave model.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise CardError(f"{folder} holds no config.json; give the folder of a saved stage")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CardError(f"config.json of {folder} is not JSON ({error}); save the model again") from error
+    needed = ("architectures", "audio_config", "text_config")
+    if not isinstance(config, dict) or config.get("model_type") != "soundwave" or not all(map(config.get, needed)):
+        raise CardError(
+            f"config.json of {folder} is not of a saved Soundwave model: expected model_type 'soundwave', and "
+            f"{', '.join(needed)}; give the folder of a saved stage, or save the model again"
+        )
+    return config
+
+
 def stage_of(folder: str | Path, settings: Mapping[str, Any]) -> str:
     """A folder's stage: as its settings say, else by its model's class."""
     if settings.get("stage"):
         return settings["stage"]
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     return "align" if config["architectures"] == ["SoundwaveForCTC"] else "instruct"
 
 
@@ -94,7 +116,11 @@ def read_lineage(folder: str | Path) -> list[Ancestor]:
             ancestors.append(Ancestor(settings.get("stage", before), start, True, commit))
         elif here is not None and (found := _find_folder(start, here)) is not None:
             here, settings = found, read_stage_settings(found)
-            ancestors.append(Ancestor(settings.get("stage", before), found.name, False, weights=weights_hash(found)))
+            repo_id = settings.get("hub_model_id")  # a folder's name says nothing to anybody else
+            name = repo_id or found.name
+            ancestors.append(
+                Ancestor(settings.get("stage", before), name, repo_id is not None, weights=weights_hash(found))
+            )
         else:
             ancestors.append(Ancestor(before, Path(start).name, False))
             break

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from soundwave.modeling_soundwave.weights_soundwave import WeightsError, find_shards
+import torch
+
+from soundwave.modeling_soundwave.weights_soundwave import WeightsError, find_shards, open_shard
 
 LOAD_TIMEOUT_S = 1800.0  # an LLM of many billion parameters on a slow disk
 
@@ -80,8 +82,12 @@ def check_loading(files: Mapping[str, Path]) -> list[str]:
         What could not be checked, a line each.
 
     Raises:
-        LoadError: If it does not load or answer, with the error's last line.
+        LoadError: If it does not load or answer, with the error's last line; or if a weight is no finite number,
+            with which it would still answer.
     """
+    for name, file in files.items():
+        if name.endswith(".safetensors"):
+            _check_finite(name, file)
     config = json.loads(files["config.json"].read_text(encoding="utf-8"))
     missing = missing_components(config)
     with tempfile.TemporaryDirectory() as temporary:
@@ -95,6 +101,21 @@ def check_loading(files: Mapping[str, Path]) -> list[str]:
         f"processor and code load. For the whole check: hf download {hub_id} --revision {commit}"
         for hub_id, commit in missing
     ]
+
+
+def _check_finite(name: str, path: Path) -> None:
+    try:
+        with open_shard(str(path)) as file:
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                tensor = file.get_tensor(key)
+                numbers = tensor if tensor.element_size() > 1 else tensor.float()  # there is no `isfinite` of float8
+                if not torch.isfinite(numbers).all():
+                    raise LoadError(
+                        f"{key} in {name} holds NaN or infinity, so its training went wrong; go back to a checkpoint "
+                        "before that."
+                    )
+    except WeightsError as error:
+        raise LoadError(str(error)) from error
 
 
 def _run(script: str, repository: Path, kind: str) -> None:

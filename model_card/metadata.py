@@ -46,7 +46,7 @@ def card_data(
     lineage: Sequence[Ancestor],
     facts: CardFacts,
     figures: Figures,
-    license_id: str,
+    license_id: str | None,
 ) -> ModelCardData:
     """The metadata block of a stage's card.
 
@@ -67,13 +67,14 @@ def card_data(
             base_model_relation="finetune" if bases else None,  # of several, the Hub would guess a merge
             datasets=facts.datasets or None,
             tags=["soundwave", f"stage-{STAGES[stage][0].lower()}", "speech", "audio", "custom_code"],
-            eval_results=_model_index(figures) or None,
+            eval_results=model_index(figures) or None,
         )
     except (ValueError, TypeError) as error:
         raise CardError(f"the Hub's client does not take the card's metadata: {error}") from error
 
 
-def _model_index(figures: Figures) -> list[EvalResult]:
+def model_index(figures: Figures) -> list[EvalResult]:
+    """The headline figures as a card's metadata states them, an entry per test set."""
     values = figures.headline_values()
     return [
         EvalResult(
@@ -92,18 +93,18 @@ def _model_index(figures: Figures) -> list[EvalResult]:
     ]
 
 
-def eval_results(figures: Figures) -> dict[str, str]:
-    """File in ``.eval_results`` -> its YAML, for the test sets that were read from the Hub at a commit.
+def hub_entries(figures: Figures) -> dict[str, EvalResultEntry]:
+    """Test set -> its entry of ``.eval_results``, for those that were read from the Hub at a commit.
 
     The Hub shows those whose data set is registered as a benchmark with a task of that name; the others it leaves.
     """
     values = figures.headline_values()
-    files = {}
+    entries = {}
     for entry in figures.entries:
         dataset, revision = entry["dataset"]["name"], str(entry["dataset"]["revision"])
         if entry["name"] not in values or dataset.count("/") != 1 or not COMMIT.fullmatch(revision):
             continue
-        result = EvalResultEntry(
+        entries[entry["name"]] = EvalResultEntry(
             dataset_id=dataset,
             task_id=entry["task"],
             value=values[entry["name"]],
@@ -111,8 +112,15 @@ def eval_results(figures: Figures) -> dict[str, str]:
             date=entry["time"],
             notes=f"{entry['metric']}, {entry['count']} items, {entry['failures']} failed",
         )
-        text = yaml.safe_dump(eval_result_entries_to_yaml([result]), sort_keys=False, allow_unicode=True)
-        files[f"{OURS}{re.sub(r'[^A-Za-z0-9_.-]', '_', entry['name'])}.yaml"] = text
+    return entries
+
+
+def eval_results(figures: Figures) -> dict[str, str]:
+    """File in ``.eval_results`` -> its YAML, for the test sets of `hub_entries`."""
+    files = {}
+    for name, entry in hub_entries(figures).items():
+        text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True)
+        files[f"{OURS}{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.yaml"] = text
     return files
 
 

@@ -13,6 +13,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -33,7 +34,23 @@ SECRETS = {
     "a Google key": START + rb"AIza[\w-]{35}",
     "a Slack token": START + rb"xox[abprs]-[\w-]{10}",
     "a private key": rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----",
+    "a password or key": rb"%b(?:%b%b|%b)|%b%b%b"
+    % (
+        rb"(?i:pass(?:word|wd|phrase)|api[_-]?key|secret(?:[_-]?key)?|(?:access|auth|api|hub|hf)[_-]?token)",
+        (called := rb"[\\\"']*\s*[:=]\s*"),  # the quotes around a name in JSON, also in JSON inside of JSON
+        # A value in quotes; not the name of an environment variable, nor a placeholder: <...>, ${...}, ***.
+        rb"\\?[\"'](?![A-Z][A-Z_]*\\?[\"'])[^\s\"'<>{}$*\\]{6,}\\?[\"']",
+        rb"\s*[:=]\s*(?=\S*\d)[\w.+/=@-]{6,}\s*$",  # both without, in YAML or .env: a line's end, no plain word
+        rb"(?i:(?<![\w-])token)",  # of a text, more often than not
+        called,
+        rb"(?:\\?[\"'])?(?=\S*\d)(?=\S*[A-Za-z])[\w.+/=-]{16,}(?:\\?[\"']|\s*$)",
+    ),
 }
+#: Names of files that hold nothing but secrets, in small letters.
+SECRET_FILES = (
+    *("credentials*", "secrets.*", "*.pem", "*.key", "*.p12", "*.pfx", "*.kdbx"),
+    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
+)
 #: Not after a host's name, where it is part of an address.
 HOME = re.compile(
     rb"(?:(?<![\w.~-])|(?<=\\[nrt]))(?:/(?:home|Users)/[^/\\\s\"'][^/\\\"']*/|/root/[\w.-]"
@@ -90,7 +107,9 @@ def find_problems(files: Mapping[str, Path]) -> list[str]:
 
 def _in_file(name: str, file: IO[bytes], size: int) -> Iterator[str]:
     """What is wrong with a file, or with a member of an archive: the ends of sentences that begin with its name."""
-    if _is_pickle(name, file, size):
+    if any(fnmatch(PurePosixPath(name).name.lower(), pattern) for pattern in SECRET_FILES):
+        yield " has the name of a file of secrets; remove it, or rename it if it holds none"
+    elif _is_pickle(name, file, size):
         yield " is a pickle, which runs code when it is loaded; save tensors as safetensors, or remove it"
     elif _head(file).startswith(ZIP):
         yield from _in_archive(file)
@@ -161,6 +180,7 @@ def _private(name: str, file: IO[bytes]) -> Iterator[tuple[str, str, str]]:
             if what not in found and re.search(pattern, line):
                 found.add(what)
                 yield where, what, "revoke it, for it may have been seen already, and take it out"
+                break  # `token: hf_...` is one secret, not two
         if "home" not in found and PurePosixPath(name).name not in VOCABULARIES and _names_home(line):
             found.add("home")
             yield where, "a path in a user's home folder", "write a path from the run's own folder, or a file name"

@@ -14,6 +14,7 @@ import base64
 import hashlib
 import json
 import random
+import re
 import socket
 import struct
 import threading
@@ -28,6 +29,8 @@ from urllib.parse import unquote, urlsplit
 
 # Large or binary files go through LFS: uploaded by their hash before the commit, as the real Hub demands.
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".png", ".wav", ".flac")
+# Some of those that the real Hub takes in a card; it refuses all that it does not know.
+LICENCES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-nc-4.0", "llama3.1", "other")
 
 
 # What can go wrong with a request. A number is an answer of that status.
@@ -206,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
             case ["POST", "api", "repos", "create"]:
                 return self._create
             case ["POST", "api", "validate-yaml"]:
-                return lambda body: self._json({"errors": [], "warnings": []})
+                return self._validate
             case ["GET", "api", "models", owner, name]:
                 return lambda body: self._info(f"{owner}/{name}", "main")
             case ["GET", "api", "models", owner, name, "revision", revision]:
@@ -260,6 +263,13 @@ class _Handler(BaseHTTPRequestHandler):
         first = hashlib.sha1(name.encode()).hexdigest()
         self.hub.write(name, {"commits": {first: {}}, "branches": {"main": first}})
         self._json(url)
+
+    def _validate(self, body: bytes) -> None:
+        stated = re.findall(r"^license: *(.+)$", json.loads(body)["content"].partition("\n---\n")[0], re.MULTILINE)
+        errors = [
+            {"message": f'"license" must be one of [{", ".join(LICENCES)}]'} for _ in set(stated) - set(LICENCES)
+        ]
+        self._json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def _info(self, name: str, revision: str) -> None:
         sha, files = self.hub.listing(name, revision)

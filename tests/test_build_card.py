@@ -1,5 +1,6 @@
 """The card: rendered from a run's files, executable, and unable to print a figure that was not measured."""
 
+import errno
 import json
 import os
 import re
@@ -160,6 +161,47 @@ def test_nothing_is_written_of_a_card_that_is_refused(instruct_run):
     assert not (instruct_run / "README.md").exists() and not (instruct_run / FIGURE).exists()
 
 
+def test_a_full_disk_leaves_the_card_that_was_there(instruct_run, monkeypatch):
+    write_card(instruct_run)
+    before = {path.name: path.read_bytes() for path in instruct_run.iterdir() if path.is_file()}
+    (instruct_run / "card.yaml").write_text("limits: [It is new.]\n")
+    before["card.yaml"] = (instruct_run / "card.yaml").read_bytes()
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_card(instruct_run)
+    assert {path.name: path.read_bytes() for path in instruct_run.iterdir()} == before
+
+
+def test_a_folder_for_the_card_that_is_not_there(instruct_run, tmp_path, capsys):
+    assert main([str(instruct_run), "--output", str(tmp_path / "none" / "card.md")]) == 1
+    assert f"there is no folder {tmp_path / 'none'}; make it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("extra.safetensors", "", "extra.safetensors cannot be read .*expected a whole safetensors file"),
+        ("config.json", "{", "config.json of .* is not JSON .*save the model again"),
+        ("config.json", "{}", "config.json of .* is not of a saved Soundwave model: expected model_type 'soundwave'"),
+    ],
+)
+def test_a_damaged_file_is_named(name, content, expected, align_run):
+    (align_run / name).write_text(content)
+    with pytest.raises(CardError, match=expected):
+        build_card(align_run)
+
+
+def test_stage_one_has_no_llm(align_run):
+    """Nor a look-back: it says what of an LLM it knows all the same."""
+    text = build_card(align_run)
+    assert "LLM: none in this stage; of the llama that the next ones add, it knows the vocabulary of" in text
+    assert "look-back" not in text and "LLM: llama" not in text
+
+
 def test_what_of_the_base_models_is_changed(instruct_run):
     assert "windows of up to 2 s; frozen in this stage." in build_card(instruct_run)
     settings = StageConfig.for_stage("instruct", trains=["lora", "encoder_lora", "audio_tower.layers.1"])
@@ -210,7 +252,7 @@ def test_an_edited_result_is_refused(instruct_run):
 
 
 def test_attributions_and_licence_of_the_data(instruct_run):
-    named = ["Ada (https://example.org/ada), CC BY-SA 4.0", "Zoe, https://example.org/take2%20b, CC BY 4.0"]
+    named = ["Ada (https://example.org/ada), CC BY-SA 4.0", "Zoe, The judge, https://example.org/take2%20b, CC BY 4.0"]
     CardFacts(attributions=named, license=data_license(["CC0", "CC BY-SA 4.0", "CC BY 4.0"])).save(instruct_run)
     text = build_card(instruct_run)
     assert "".join(f"- {name}\n" for name in named) in text
@@ -275,13 +317,17 @@ def test_a_figure_that_was_not_measured_is_refused(instruct_run):
         "It errs in 2 percent of cases.",
         "Its BLEU is 31.4 on all pairs.",
         "The judge gave it 6.51 of 10.",
-        "Accuracy: .97, or so; error rate 0.03.",
+        "Accuracy: .97, or so.",
+        "It is 99 &#37; right, or 99 \uff05.",
+        "Its WER_2.1_ is low, and its WER is _3.1_.",
+        "It beats others (2.0 vs 3.1).",
     ],
 )
 def test_a_figure_in_prose_is_refused(instruct_run, claim):
-    FACTS.__class__(speech=claim).save(instruct_run)
-    with pytest.raises(CardError, match="not found in results.json"):
-        build_card(instruct_run)
+    for facts in (CardFacts(speech=claim), CardFacts(attributions=[f"Ada, {claim}"])):
+        facts.save(instruct_run)
+        with pytest.raises(CardError, match="not found in results.json"):
+            build_card(instruct_run)
 
 
 def test_a_template_that_asks_for_more_is_refused(instruct_run, monkeypatch):
@@ -324,10 +370,14 @@ def test_command(instruct_run, capsys):
     assert stop.value.code == 0
 
 
-def test_push(align_run, tmp_path):
+def test_push(align_run, tmp_path, capsys):
     """Card and stage in one command; the Hub client reads its endpoint at import, hence a process."""
     with pytest.raises(SystemExit):
         main([str(align_run), "--push", "me/one", "--repo-id", "me/two"])
+    with pytest.raises(SystemExit):
+        main([str(align_run), "--push", "mine"])
+    assert "--push mine has no owner; give OWNER/mine" in capsys.readouterr().err
+    FACTS.save(align_run)
     with LocalHub(tmp_path / "hub") as hub:
         command = [sys.executable, "-m", "soundwave.model_card.build_card", str(align_run), "--push", "me/one"]
         environment = os.environ | hub.environment("home") | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -28,7 +28,16 @@ def test_what_is_saved_is_read(tmp_path):
         ("speech: [\n", "card.yaml is not YAML"),
         ("languages: en\n", "languages: 'en', expected a list of texts"),
         ("limits: [1]\n", r"limits: \[1\], expected a list of texts"),
-        ("data: [{name: a, task: asr}]\n", "expected a list whose entries have name, task, rows, hours, licence"),
+        ("data: 5\n", "data: 5, expected a list of rows"),
+        ("data: [tapes]\n", r"data row 1 is 'tapes', expected fields: each has name, task, rows, hours, licence"),
+        (
+            "data: [{name: a, task: asr, rows: 1, hours: 1, licence: MIT}, {name: b, task: asr, rows: 1, hours: 1}]\n",
+            r"data row 2 \(b\) has no licence; each has name, task, rows, hours, licence",
+        ),
+        (
+            "data: [{name: a, task: asr, rows: 1, hours: 1, licence: 4}]\n",
+            r"data row 1 \(a\) has licence: 4, expected",
+        ),
         ("base_licences: {whisper: MIT}\n", "expected encoder: LICENCE and llm: LICENCE"),
         ("energy_kwh: 2\n", "give both or neither"),
         ("{energy_kwh: -2, energy_meter: wall}\n", "a number above 0"),
@@ -46,8 +55,11 @@ def test_data_summary_counts_rows_and_hours():
         {"source": "voices", "task": "asr", "duration_s": 1800.0},
         {"source": "voices", "task": "asr", "duration_s": 1800.0},
         {"source": "text", "task": "text_qa", "duration_s": None},
+        {"source": "tapes", "task": "asr", "duration_s": 1.0, "audio": {"path": "a.wav", "bytes": None}},
+        {"source": "tapes", "task": "asr", "duration_s": None, "audio": {"path": "b.wav", "bytes": None}},
     ]
     assert data_summary(rows, {"voices": "CC0-1.0"}) == [
+        {"name": "tapes", "task": "asr", "rows": 2, "hours": "unknown", "licence": "not stated"},
         {"name": "text", "task": "text_qa", "rows": 1, "hours": 0.0, "licence": "not stated"},
         {"name": "voices", "task": "asr", "rows": 2, "hours": 1.0, "licence": "CC0-1.0"},
     ]
@@ -71,9 +83,38 @@ def test_licences_of_the_base_models():
         "text_model_revision": "b" * 40,
         "text_config": {"model_type": "qwen3"},
     }
-    encoder, llm = base_models(config, CardFacts(base_licences={"llm": "Apache-2.0, as its card says"}))
+    stated = CardFacts(base_licences={"llm": "Apache-2.0, as its card says"})
+    encoder, llm = base_models(config, stated)
     assert encoder["licence"] == "Apache-2.0" and "changed by the training" in encoder["model"]
     assert llm["licence"] == "Apache-2.0, as its card says" and "b" * 40 in llm["model"]
-    assert base_models(config, CardFacts())[1]["licence"] == "see its repository"
-    assert weights_licence(config, CardFacts()) == "apache-2.0"
+    assert weights_licence(config, stated) == "apache-2.0"
     assert weights_licence(config, CardFacts(license="cc-by-4.0")) == "cc-by-4.0"
+    assert base_models(config, CardFacts())[1]["licence"] == "not stated here, see its repository"
+    assert weights_licence(config, CardFacts()) is None  # nobody said that the LLM's licence allows another
+    assert weights_licence(config, CardFacts(base_licences={"llm": "Gemma Terms of Use"})) is None
+    with pytest.raises(CardError, match="encoder: MIT, but openai/whisper-large-v3 is under Apache-2.0: leave it out"):
+        base_models(config, CardFacts(base_licences={"encoder": "MIT"}))
+
+
+def test_a_llama_keeps_its_licence():
+    config = {"text_model_id": "meta-llama/Llama-3.1-8B-Instruct", "text_config": {}}
+    assert weights_licence(config, CardFacts()) == weights_licence(config, CardFacts(license="llama3.1")) == "llama3.1"
+    with pytest.raises(CardError, match=r"license: mit, but the LLM is a Llama 3\.1, whose licence the weights keep"):
+        weights_licence(config, CardFacts(license="mit"))
+
+
+def test_a_draft_is_made_anew_until_somebody_changes_it(tmp_path):
+    path = tmp_path / "card.yaml"
+    first, second = (
+        CardFacts(data=[{"name": name, "task": "asr", "rows": 1, "hours": 1.0, "licence": "not stated"}])
+        for name in ("tapes", "discs")
+    )
+    first.save_draft(tmp_path)
+    second.save_draft(tmp_path)
+    assert CardFacts.read(tmp_path) == second
+    path.write_text(path.read_text() + "# a word of a person\n")
+    first.save_draft(tmp_path)
+    assert CardFacts.read(tmp_path) == second and path.read_text().endswith("# a word of a person\n")
+    path.write_text("")  # a person's, too
+    first.save_draft(tmp_path)
+    assert not path.read_text()

@@ -20,19 +20,22 @@ from soundwave.eval.results import (
     score_answers,
 )
 from soundwave.model_card.build_card import build_card, main, write_card
-from soundwave.model_card.checks import check_card, check_stage
+from soundwave.model_card.checks import check_card, check_licences, check_stage
 from soundwave.model_card.facts import CardFacts
 from soundwave.model_card.loading import missing_components
 from soundwave.model_card.push_to_hub import CheckFailed
 
+DATA = {"name": "tapes", "task": "asr", "rows": 4, "hours": 1, "licence": "CC0-1.0"}
 ANSWERS = [("speech", "a b c", "a b c"), ("speech", "a b", "a x"), ("music", "c d", "c d"), ("music", "d", "e")]
 
 
-def add_result(folder: Path, name: str = "asr_seen", revision: str = "sha256:1", dataset: str = "ours") -> None:
+def add_result(
+    folder: Path, name: str = "asr_seen", revision: str = "sha256:1", dataset: str = "ours", answers=ANSWERS
+) -> None:
     """A result of four answers, two groups and an area of both, as the runner writes it."""
     rows = [
         {"name": name, "task": "asr", "id": str(i), "reference": said, "answer": heard, "group": group, "error": None}
-        for i, (group, said, heard) in enumerate(ANSWERS)
+        for i, (group, said, heard) in enumerate(answers)
     ]
     settings = metric_settings(average="groups", areas={"sounds": ["speech", "music"]})
     figures, also = score_answers(rows, "wer", ["cer"], settings)
@@ -74,6 +77,7 @@ def saved(tmp_path_factory, tiny_model, processor) -> Path:
     tiny_model.save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "stage_config.yaml").write_text(yaml.safe_dump({"stage": "instruct", "trains": ["lora"]}))
+    CardFacts(data=[DATA]).save(folder)
     return folder
 
 
@@ -118,9 +122,46 @@ def test_a_result_of_another_model_is_not_ours(stage):
         check_card(stage, "ours/stage")
 
 
-def test_a_result_cut_short_is_said(stage):
-    (stage / RESULTS_FILE).write_text('{"results": [{"name"')
-    with pytest.raises(CheckFailed, match="cannot be scored again.*evaluate again"):
+def test_labels_are_compared_with_the_settings_of_the_answers(stage):
+    (entry,) = json.loads((stage / RESULTS_FILE).read_text())["results"]
+    asked = {key: entry[key] for key in ("task", "metric", "settings", "dataset", "model", "decoding")}
+    (stage / "answers.settings.json").write_text(json.dumps({"asr_seen": asked}))
+    check_card(stage, "ours/stage")
+    edit_results(stage, decoding=entry["decoding"] | {"num_beams": 10})
+    with pytest.raises(
+        CheckFailed, match="asr_seen: decoding num_beams is 10 in results.json, but None in answers.sett"
+    ):
+        check_card(stage, "ours/stage")
+    (stage / "answers.settings.json").write_text("[]")
+    with pytest.raises(CheckFailed, match="answers.settings.json holds no settings .*--overwrite"):
+        check_card(stage, "ours/stage")
+
+
+def test_many_differences_are_counted(stage):
+    (entry,) = json.loads((stage / RESULTS_FILE).read_text())["results"]
+    lost = {f"item-{k}": "OSError: gone" for k in range(100)}
+    edit_results(stage, value=0.0, interval=[0.0, 0.0], count=5, failures=100, failed=lost, groups={})
+    with pytest.raises(CheckFailed, match=r"asr_seen: value is 0\.0 .*; and \d+ more\. Write it anew") as failure:
+        check_card(stage, "ours/stage")
+    assert str(failure.value).count("asr_seen: ") == 3 and len(str(failure.value)) < 1000
+
+
+def test_a_test_set_that_was_taken_out_is_named_and_one_twice_is_refused(stage):
+    add_result(stage, "asr_accent")
+    path = stage / RESULTS_FILE
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({"results": content["results"][:1]}))
+    write_card(stage, "ours/stage")
+    assert "\nAnswered, but not scored: asr_accent.\n" in (stage / "README.md").read_text()
+    path.write_text(json.dumps({"results": [*content["results"], content["results"][0]]}))
+    with pytest.raises(CheckFailed, match="results.json of stage holds asr_seen more than once"):
+        check_card(stage, "ours/stage")
+
+
+@pytest.mark.parametrize("content", ['{"results": [{"name"', "[]"])
+def test_a_result_cut_short_is_said(content, stage):
+    (stage / RESULTS_FILE).write_text(content)
+    with pytest.raises(CheckFailed, match="cannot be scored again.*evaluate again.*expected"):
         check_card(stage, "ours/stage")
 
 
@@ -128,10 +169,16 @@ def test_a_result_cut_short_is_said(stage):
     ("change", "expected"),
     [
         (lambda text: text.replace("26.7%", "6.7%"), r"would print 6\.7%, not found in results.json"),
-        (lambda text: text.replace("value: 26.67", "value: 6.67"), r"README.md states 6\.67, not a headline figure"),
-        (lambda text: text.replace("license: apache-2.0\n", ""), "states no licence: add license:"),
+        (
+            lambda text: text.replace("value: 26.67", "value: 6.67"),
+            r"README.md states ours asr_seen wer 6\.67: not a headline",
+        ),
+        (lambda text: text.replace("name: asr_seen", "name: asr_unseen"), r"states ours asr_unseen wer 26\.67: not a"),
+        (
+            lambda text: text.replace("type: ours", "type: openslr/librispeech_asr"),
+            "openslr/librispeech_asr asr_seen wer",
+        ),
         (lambda text: "---\n[\n---\n" + text, "cannot read its metadata"),
-        (lambda text: "# By hand\n", "states no licence"),
     ],
 )
 def test_a_card_that_was_edited(change, expected, stage):
@@ -141,15 +188,84 @@ def test_a_card_that_was_edited(change, expected, stage):
         check_card(stage, "ours/stage")
 
 
+@pytest.mark.parametrize("own", [None, "# By hand\n", "---\nlanguage: en\n---\n# By hand\n"])
+def test_a_card_without_a_licence(own, stage):
+    path = stage / "README.md"
+    path.write_text(own or path.read_text().replace("license: apache-2.0\n", ""))
+    check_card(stage, "ours/stage")
+    with pytest.raises(CheckFailed, match="README.md states no licence: write license: into card.yaml"):
+        check_stage(stage, "ours/stage", load=False)
+
+
+def test_values_of_one_test_set_do_not_stand_under_another(stage):
+    """Each is measured, on other data."""
+    add_result(stage, "asr_unseen", answers=ANSWERS[:3])
+    write_card(stage, "ours/stage")
+    path = stage / "README.md"
+    seen, unseen = re.findall(r"value: ([\d.]+)", path.read_text())
+    assert seen != unseen
+    path.write_text(path.read_text().replace(f"value: {seen}", f"value: {unseen}"))
+    with pytest.raises(CheckFailed, match=f"states ours asr_seen wer {unseen}: not a headline figure"):
+        check_card(stage, "ours/stage")
+
+
+def test_a_leaderboard_entry_of_another_data_set(stage):
+    (stage / ".eval_results").mkdir()
+    entry = {"dataset": {"id": "openslr/librispeech_asr", "task_id": "clean"}, "value": 26.67}
+    (stage / ".eval_results" / "mine.yaml").write_text(yaml.safe_dump([entry]))
+    with pytest.raises(CheckFailed, match=r"mine.yaml states openslr/librispeech_asr clean 26\.67: not a headline"):
+        check_card(stage, "ours/stage")
+
+
+def test_a_llamas_terms_hold_for_a_card_by_hand(stage):
+    config = json.loads((stage / "config.json").read_text())
+    config |= {"text_model_id": "meta-llama/Llama-3.1-8B-Instruct", "text_model_revision": "c" * 40}
+    (stage / "config.json").write_text(json.dumps(config))
+    path = stage / "README.md"
+    path.write_text("---\nlicense: llama3.1\n---\n# mine\n")
+    with pytest.raises(CheckFailed, match="does not say 'Built with Llama'"):
+        check_card(stage, "ours/Llama-hand")
+    path.write_text("---\nlicense: apache-2.0\n---\nBuilt with Llama\n")
+    with pytest.raises(CheckFailed, match=r"states the licence apache-2.0, but its LLM is a Llama 3\.1"):
+        check_card(stage, "ours/Llama-hand")
+    path.write_text("---\nlicense: llama3.1\n---\nBuilt with Llama\n")
+    check_card(stage, "ours/Llama-hand")
+
+
+def test_base_models_of_an_unknown_licence_and_weights_without_one(stage):
+    config = json.loads((stage / "config.json").read_text())
+    config |= {"text_model_id": "nobody/llm", "text_model_revision": "c" * 40}
+    (stage / "config.json").write_text(json.dumps(config))
+    write_card(stage, "ours/stage")
+    assert "The weights of this repository: not stated." in (stage / "README.md").read_text()
+    with pytest.raises(CheckFailed, match=r"no licence of nobody/llm \(llm: LICENCE\): write it into base_licences:"):
+        check_licences(stage)
+    CardFacts(data=[DATA], base_licences={"llm": "Terms of Nobody"}).save(stage)
+    write_card(stage, "ours/stage")
+    with pytest.raises(CheckFailed, match="README.md states no licence: write license: into card.yaml"):
+        check_licences(stage)
+    CardFacts(data=[DATA], base_licences={"llm": "Terms of Nobody"}, license="other").save(stage)
+    write_card(stage, "ours/stage")
+    check_licences(stage)
+
+
 def test_a_card_that_is_missing_and_data_without_a_licence(stage):
     (stage / "README.md").unlink()
     with pytest.raises(CheckFailed, match="README.md is missing: soundwave card .* --repo-id ours/stage"):
         check_card(stage, "ours/stage")
-    row = {"name": "tapes", "task": "asr", "rows": 1, "hours": 1, "licence": "not stated"}
-    CardFacts(data=[row]).save(stage)
+    CardFacts(data=[DATA, DATA | {"task": "st", "licence": "not stated"}]).save(stage)
     write_card(stage, "ours/stage")
-    with pytest.raises(CheckFailed, match="card.yaml states no licence of tapes"):
-        check_card(stage, "ours/stage")
+    check_card(stage, "ours/stage")
+    with pytest.raises(
+        CheckFailed, match=r"card.yaml states no licence of tapes \(st\): write each into the licence:"
+    ):
+        check_stage(stage, "ours/stage", load=False)
+    (stage / "card.yaml").unlink()
+    with pytest.raises(CheckFailed, match="card.yaml states no data: .* for each source its name, task, rows, hours"):
+        check_stage(stage, "ours/stage", load=False)
+    (stage / "card.yaml").write_text("limit: [none]\n")
+    with pytest.raises(CheckFailed, match="the licences cannot be checked: card.yaml holds limit"):
+        check_licences(stage)
 
 
 def test_eval_results_are_written_for_the_hubs_data_and_checked(stage):
@@ -163,7 +279,7 @@ def test_eval_results_are_written_for_the_hubs_data_and_checked(stage):
     assert entry["value"] == 26.67 and entry["date"].startswith("2026-01-02")
     check_card(stage, "ours/stage")
     path.write_text(path.read_text().replace("26.67", "6.67"))
-    with pytest.raises(CheckFailed, match=r"soundwave-librispeech_clean.yaml states 6\.67"):
+    with pytest.raises(CheckFailed, match=r"soundwave-librispeech_clean.yaml states .* 6\.67: not"):
         check_card(stage, "ours/stage")
     (stage / RESULTS_FILE).unlink()
     write_card(stage, "ours/stage")
@@ -193,6 +309,7 @@ def test_a_base_model_that_is_not_here_leaves_a_remark(stage):
     config |= {"audio_model_id": "nobody/whisper", "audio_model_revision": "c" * 40}
     (stage / "config.json").write_text(json.dumps(config))
     assert missing_components(config) == [("nobody/whisper", "c" * 40)]
+    CardFacts(data=[DATA], base_licences={"encoder": "MIT"}).save(stage)
     write_card(stage, "ours/stage")
     (remark,) = check_stage(stage, "ours/stage")
     assert "not checked: nobody/whisper at cccc" in remark and "hf download nobody/whisper --revision" in remark

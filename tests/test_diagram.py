@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from soundwave.model_card.diagram import TRAINED, boxes, draw
+from soundwave.model_card.diagram import TRAINED, WIDTH, boxes, draw
 from soundwave.training.stage_table import STAGES
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -28,11 +28,14 @@ def test_each_stage_shows_what_it_trained(stage, trained):
     flow = boxes(stage, CONFIG, STAGES[stage].trains)
     assert [box.title for box in flow if box.trained] == trained
     assert ("LLM" in [box.title for box in flow]) == (stage != "align")
+    assert [box.title for box in flow if box.beside] == (["LLM"] if stage != "align" else [])
     picture = ElementTree.fromstring(draw(flow))
     filled = [r for r in picture.findall(f"{SVG}rect") if r.get("fill") == TRAINED[0]]
     assert len(filled) == len(trained) + 1  # the legend's
     words = [text.text for text in picture.findall(f"{SVG}text")]
     assert {box.title for box in flow} <= set(words)
+    assert ("written instruction" in words) == (stage != "align")
+    assert WIDTH >= 160, "bold letters of DejaVu, where there is no Helvetica, take 150 pixels for the longest title"
     width = int(picture.get("width"))
     assert all(
         0 <= int(r.get("x", 0)) and int(r.get("x", 0)) + int(r.get("width")) <= width

@@ -95,7 +95,7 @@ def test_a_hundred_faults_leave_every_commit_whole(stage, tmp_path):
             save_file(tensors, stage / "model.safetensors", {"format": "pt"})
             (stage / "train_log.jsonl").write_text(json.dumps({"round": k}) + "\\n")
             (stage / ".eval_results").mkdir(exist_ok=True)
-            for name in ("former.py", "results.json", ".eval_results/soundwave-asr.yaml"):
+            for name in ("former_soundwave.py", "results.json", ".eval_results/soundwave-asr.yaml"):
                 (stage / name).unlink(missing_ok=True)
                 if k < 7:
                     (stage / name).write_text("# of a version before")
@@ -108,7 +108,7 @@ def test_a_hundred_faults_leave_every_commit_whole(stage, tmp_path):
         assert set(hub.faults.injected) == set(KINDS)
         repository = hub.read("ours/align")
         wanted = {path.name for path in stage.iterdir()} - {"skipped.jsonl", "logs", ".eval_results"}
-        former = {"former.py", "results.json", ".eval_results/soundwave-asr.yaml"}
+        former = {"former_soundwave.py", "results.json", ".eval_results/soundwave-asr.yaml"}
         for number, (sha, listing) in enumerate(repository["commits"].items()):
             if not listing:
                 continue  # as the repository was made
@@ -162,11 +162,14 @@ def test_a_hub_that_is_away_for_the_whole_run(encoder_folder, llm_folder, tmp_pa
         done = run(away, TRAIN, encoder_folder, llm_folder, rows, *settings)
         assert done.returncode == 0, done.stderr[-3000:]
         said = [line for line in done.stderr.splitlines() if "ours/align" in line or "soundwave push" in line]
-        assert len(said) == 2, done.stderr
+        assert len(said) == 3, done.stderr
         assert re.search(r"push to ours/align failed \(Connect.*The training goes on; the next push tries", said[0])
-        assert f"the result is in {output}, but not on the Hub." in said[1]
-        assert f"soundwave push {output}" in said[1]
+        assert re.search(r"push to ours/align failed \(Connect.* It is tried again for up to 1 s", said[1])
+        assert f"the result is in {output}, but not on the Hub." in said[2]
+        assert f"soundwave push {output}" in said[2]
         assert not (output / SNAPSHOT).exists()
+        draft = (output / "card.yaml").read_text()
+        (output / "card.yaml").write_text(draft.replace("licence: not stated", "licence: CC0-1.0"))
         command = [sys.executable, "-m", "soundwave.apps.cli", "push", str(output)]
         pushed = subprocess.run(
             command, env=os.environ | hub.environment(), cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -307,7 +310,7 @@ def test_a_broken_download_is_never_a_wrong_model(stage, llm_folder, tmp_path):
     """
     quick = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
     with LocalHub(tmp_path / "hub") as hub:
-        upload = "print(push_to_hub.push_stage(sys.argv[1], 'ours/align', revision='best'))\n"
+        upload = "print(push_to_hub.push_stage(sys.argv[1], 'ours/align', revision='best').address)\n"
         done = run(hub, upload * 2, stage)
         assert done.returncode == 0, done.stderr[-3000:]
         assert len(set(done.stdout.split())) == 1, "a push of what is there already made a commit"

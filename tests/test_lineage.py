@@ -53,6 +53,14 @@ def test_folders_beside_each_other_by_the_hash_of_their_weights(tmp_path):
     assert f"the result of stage II, `shrink` (SHA-256 of its weights: `{second.weights}`)" == str(second)
 
 
+def test_a_folder_that_belongs_to_a_repository_is_named_by_it(tmp_path):
+    """Its own name says nothing to anybody else."""
+    stage(tmp_path / "shrink", "shrink", hub_model_id="ours/two")
+    (second,) = read_lineage(stage(tmp_path / "instruct", "instruct", start="shrink"))
+    where = f"[ours/two](https://huggingface.co/ours/two) (SHA-256 of its weights: `{sha256('shrink')}`)"
+    assert str(second) == f"the result of stage II, {where}"
+
+
 def test_a_checkpoint_that_is_pushed_from_within_its_run(tmp_path):
     stage(tmp_path / "align", "align")
     stage(tmp_path / "shrink", "shrink", start="align")

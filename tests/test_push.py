@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from soundwave.apps import push as command
 from soundwave.model_card.build_card import MARK
+from soundwave.model_card.facts import CardFacts
 from soundwave.model_card.figures import CardError
 from soundwave.model_card.push_to_hub import CheckFailed, PushRefused, gather, published_files, push_stage
 from soundwave.training.checkpoints import mark_complete
@@ -28,6 +29,9 @@ def save_stage(folder: Path, model, processor, **settings) -> Path:
     (folder / "train_log.jsonl").write_text('{"loss": 1.0, "step": 1}\n')
     settings = {"stage": "align", "trains": ["alignment_adapter"], **settings}
     (folder / "stage_config.yaml").write_text(yaml.safe_dump(settings))
+    CardFacts(data=[{"name": "tones", "task": "asr", "rows": 3, "hours": 0.1, "licence": "CC0"}], license="mit").save(
+        folder
+    )
     return folder
 
 
@@ -108,6 +112,45 @@ def test_a_checkpoint_is_gathered_beside_the_run_that_goes_on(cut_short, tmp_pat
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
+def test_a_damaged_file_is_named(run):
+    for text, expected in (("{", "config.json of .* is not JSON"), ("{}", "config.json of .* is not of a saved")):
+        (run / "config.json").write_text(text)
+        with pytest.raises(CardError, match=expected):
+            command.push(run)
+    (run / "model.safetensors").rename(run / "model-00001-of-00001.safetensors")
+    (run / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="model.safetensors.index.json is damaged"):
+        command.push(run)
+
+
+def test_a_damaged_file_beside_the_weights_is_named(run):
+    (run / "extra.safetensors").write_bytes(b"")
+    with pytest.raises(CardError, match="extra.safetensors cannot be read .*expected a whole safetensors file"):
+        command.push(run)
+
+
+def test_weights_that_are_no_numbers_are_not_pushed(run):
+    """The model answers with them too, if with nonsense."""
+    tensors = load_file(run / "model.safetensors")
+    tensors["ctc_head.blank"].view(-1)[0] = float("nan")
+    save_file(tensors, run / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckFailed, match="ctc_head.blank in model.safetensors holds NaN or infinity"):
+        command.push(run)
+
+
+def test_what_a_link_leads_to_is_not_published_but_for_weights(run, tmp_path):
+    (tmp_path / "outside.txt").write_text("mine alone")
+    weights = (run / "model.safetensors").rename(tmp_path / "model.safetensors")
+    (run / "model.safetensors").symlink_to(weights)
+    (run / "again.txt").symlink_to(run / "train_log.jsonl")
+    assert {"model.safetensors", "again.txt"} <= published_files(run).keys()
+    (run / "link.txt").symlink_to(tmp_path / "outside.txt")
+    with pytest.raises(CheckFailed, match="link.txt in .* is a link to a file outside of it; copy the file there"):
+        command.push(run, check=False)
+    with pytest.raises(CheckFailed, match="link.txt"):
+        gather(run, run, tmp_path / "snapshot")
+
+
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "model.safetensors"])
 def test_a_folder_that_does_not_load_is_not_pushed(run, name):
     (run / name).unlink()
@@ -137,6 +180,8 @@ def test_what_was_given_is_explained(run, tmp_path):
     (run / "stage_config.yaml").write_text("stage: align\n")
     with pytest.raises(ValueError, match="name the repository with --to OWNER/NAME"):
         command.push(run)
+    with pytest.raises(ValueError, match="mine has no owner, .*give OWNER/mine"):
+        command.push(run, to="mine")
     with pytest.raises(PushRefused, match="HF_HUB_OFFLINE is set"):  # as the tests run
         command.push(run, to="ours/align", check=False)
 
@@ -172,7 +217,10 @@ def test_killed_in_the_middle_and_run_again(run, tmp_path):
             assert hub.listing("ours/align", "best")[0] == first
 
         hub.faults, hub.requests[:] = None, []
-        pushed(hub, run, "--no-check")
+        said = pushed(hub, run, "--no-check")
+        newest = hub.listing("ours/align", "best")[0]
+        assert newest != first and f"\npushed: {hub.url}/ours/align/commit/{newest}\n" in f"\n{said}"
+        assert f"already there: {hub.url}/ours/align/commit/{newest}\n" in pushed(hub, run, "--no-check")
         assert hub.content("ours/align", "model.safetensors", "best") == (run / "model.safetensors").read_bytes()
         assert set(hub.listing("ours/align", "best")[1]) == set(listing)
         assert not any(line.startswith('"PUT /lfs/') for line in hub.requests)
@@ -237,7 +285,9 @@ def test_our_card_is_made_anew_and_somebodys_own_is_kept(run, capsys):
         return card.read_text()
 
     assert "It knows tones only." not in card_of_a_push()
-    (run / "card.yaml").write_text("limits: [It knows tones only.]\n")
+    facts = CardFacts.read(run)
+    facts.limits = ["It knows tones only."]
+    facts.save(run)
     assert "- It knows tones only." in card_of_a_push()
     own = "---\nlicense: mit\n---\n\n# My own words\n"
     card.write_text(own)
@@ -271,3 +321,72 @@ def test_a_failed_check_is_a_refusal(run):
     (run / "weights.pt").write_bytes(b"")
     with pytest.raises(CheckFailed, match="Nothing was pushed to ours/align: weights.pt is a pickle"):
         push_stage(run, "ours/align", patience_s=60)
+
+
+def test_metadata_that_the_hub_does_not_take(run, tmp_path):
+    """It is said at once and in its words, before there is a repository."""
+    (run / "card.yaml").write_text((run / "card.yaml").read_text().replace("license: mit", "license: my-own"))
+    with LocalHub(tmp_path / "hub") as hub:
+        process = soundwave_push(hub, run, "--no-check")
+        errors = process.communicate(timeout=60)[1]
+        assert process.returncode == 1
+        assert 'the metadata of README.md ("license" must be one of [apache-2.0, mit' in errors
+        assert "Correct it in card.yaml" in errors
+        assert not hub.repository_path("ours/align").exists()
+
+
+def test_what_somebody_wrote_on_the_hub_stays_there(run, tmp_path):
+    """A README.md by hand, and a program of theirs; code of an earlier version of ours goes."""
+    script = """
+import sys
+from huggingface_hub import HfApi, CommitOperationAdd
+files = {"README.md": b"# By hand", "my_demo.py": b"print()", "former_soundwave.py": b"# of an earlier version"}
+HfApi().create_repo("ours/align")
+HfApi().create_commit("ours/align", [CommitOperationAdd(*file) for file in files.items()], commit_message="By hand")
+"""
+    keep = """
+import sys
+from soundwave.model_card.push_to_hub import push_stage
+print(push_stage(sys.argv[1], "ours/align", own_card="keep"))
+print(push_stage(sys.argv[1], "ours/align", own_card="keep").kept_card)
+"""
+    with LocalHub(tmp_path / "hub") as hub:
+        environment = os.environ | hub.environment() | {"OMP_NUM_THREADS": "1"}
+        arguments = {"cwd": ROOT, "env": environment, "check": True, "timeout": 120}
+        subprocess.run([sys.executable, "-c", script], **arguments)
+        first, there = hub.listing("ours/align")[0], ("--revision", "main", "--no-check")
+
+        process = soundwave_push(hub, run, *there)
+        errors = process.communicate(timeout=60)[1]
+        assert process.returncode == 1 and hub.listing("ours/align")[0] == first
+        assert "ours/align has a README.md of somebody's own" in errors and "--overwrite-card" in errors
+
+        done = subprocess.run([sys.executable, "-c", keep, str(run)], stdout=subprocess.PIPE, text=True, **arguments)
+        assert done.stdout.startswith("pushed: ") and done.stdout.endswith("\nTrue\n")
+        assert hub.content("ours/align", "README.md") == b"# By hand"
+        files = hub.listing("ours/align")[1]
+        assert "my_demo.py" in files and "model.safetensors" in files and "former_soundwave.py" not in files
+
+        pushed(hub, run, *there, "--overwrite-card")
+        assert hub.content("ours/align", "README.md") == (run / "README.md").read_bytes()
+
+
+def test_a_hub_that_is_away_is_said_at_once_and_nothing_is_lost(run):
+    script = """
+import sys
+from soundwave.apps import push
+push.PATIENCE_S = 3
+sys.exit(push.main([sys.argv[1], "--no-check"]))
+"""
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_local"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(run)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and not done.stdout
+    assert len(re.findall(r"failed \(Connect.* It is tried again for up to [23] s\.", done.stderr)) == 1
+    assert "Nothing is lost: the same command goes on where this one stopped." in done.stderr.splitlines()[-1]

@@ -121,6 +121,44 @@ def test_figures_that_were_added_or_taken_away_are_found(folder):
     assert rescore(entry, []) == ["t: answers.jsonl holds no answer for it"]
 
 
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"task": "librispeech_clean"}, "t: task is librispeech_clean in results.json, but the answers are of t"),
+        (
+            {"dataset": {"name": "openslr/librispeech_asr", "revision": "1", "rows": 7}},
+            "t: dataset name is openslr/librispeech_asr in results.json, but t in answers.settings.json",
+        ),
+        (
+            {"decoding": {"num_beams": 10, "batch_size": 4}},
+            "t: decoding num_beams is 10 in results.json, but None in answers.settings.json",
+        ),
+        ({"model": {"name": "other"}}, "t: model name is other in results.json, but None in answers.settings.json"),
+    ],
+)
+def test_a_label_that_the_answers_do_not_have_is_found(changed, expected, folder):
+    (entry,) = read_results(folder)
+    made_with = {key: entry[key] for key in ("task", "metric", "settings", "dataset", "model", "decoding")}
+    answers = read_answers(folder)
+    assert rescore(entry | {"decoding": {"batch_size": 4}}, answers, (), made_with) == []
+    assert rescore(entry | changed, answers, (), made_with) == [expected]
+
+
+def test_an_answer_that_was_taken_away_is_found(folder):
+    """The figures of those that are left follow from them, all but their number."""
+    rows = [row for row in answer_rows() if row["id"] != "y0"]
+    entry = result_of(rows).to_dict()
+    entry["dataset"]["rows"] = len(answer_rows())
+    assert rescore(entry, rows) == ["t: dataset rows is 7 in results.json, but the answers give 6"]
+
+
+@pytest.mark.parametrize("content", ["[]", '{"results": {}}', '{"results": [1]}', '{"results": [{}]}', "{"])
+def test_a_file_that_holds_no_results_is_said(content, folder):
+    (folder / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=r'results.json .*expected {"results": \[entries.*remove results.json'):
+        read_results(folder)
+
+
 def test_the_order_of_the_answers_changes_nothing(folder):
     (entry,) = read_results(folder)
     assert rescore(entry, read_answers(folder)[::-1]) == []
@@ -162,10 +200,11 @@ def test_a_mark_that_the_judge_did_not_give_is_found():
 
     def lines(**marks):
         judgements = [said | {"score": 1.0, "lenient_score": 1.0} | marks]
+        answers = [row | {"task": "alpaca_audio"}]
         result = result_of(
             with_judgements([row], judgements), "judge_score", (), metric_settings({}), judge={"model": "j"}
         )
-        return rescore(result.to_dict() | {"task": "alpaca_audio"}, [row], judgements)
+        return rescore(result.to_dict() | {"task": "alpaca_audio"}, answers, judgements)
 
     assert lines() == []
     assert lines(score=5.0) == ["t: x0 once: score is 5.0 in judgements.jsonl, but the reply says 1.0"]

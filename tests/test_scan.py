@@ -179,6 +179,47 @@ def test_what_is_no_secret(text, tmp_path):
     assert problems(tmp_path, "a.md", text) == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"password": "hunter2"',
+        '{\\"api_key\\": \\"swordfish\\"}',
+        "password: hunter2",
+        "export OPENAI_API_KEY=abc123def456\r",
+        "'client_secret' = 'swordfish'",
+        '"hub_token": "abcdefgh"',
+        '"token": "0123456789abcdefghij"',
+    ],
+)
+def test_a_password_is_known_by_what_it_is_called(text, tmp_path):
+    (line,) = problems(tmp_path, "notes.json", f"first\n{text}\n")
+    assert line.startswith("notes.json, line 2, holds a password or key; revoke it")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"eos_token": "<|im_end|>", "pad_token": "reserved_special_token_1234", "eos_token_id": 128001',
+        '"password": 512345, "token": 1234567890123456',  # of a vocabulary
+        '"api_key": "OPENAI_API_KEY", "secret": "${SECRET_1}", "password": "********", "api_key": "<yours 123>"',
+        "password: required",
+        "hub_token: null",
+        "cached_file(token=token, max_new_tokens=128000000)",
+        '"token": "hello", "answer": "the password: a secret word"',
+    ],
+)
+def test_what_is_called_so_and_is_no_password(text, tmp_path):
+    assert problems(tmp_path, "a.json", text) == []
+
+
+@pytest.mark.parametrize("name", ["credentials.json", "Credentials", "host.pem", "id_rsa", "id_ed25519.bak"])
+def test_a_file_of_secrets_is_known_by_its_name(name, tmp_path):
+    (line,) = problems(tmp_path, name, "{}")
+    assert line == f"{name} has the name of a file of secrets; remove it, or rename it if it holds none"
+    (line,) = problems(tmp_path, "a.zip", zipped({f"keys/{name}": "{}"}))
+    assert line.startswith(f"a.zip, member keys/{name} has the name of a file of secrets")
+
+
 def test_a_vocabulary_may_hold_any_piece(tmp_path):
     assert problems(tmp_path, "tokenizer.json", '{"/home/user/": 5}') == []
     assert problems(tmp_path, "tokenizer.json", TOKENS["a Hugging Face token"])

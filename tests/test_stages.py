@@ -38,6 +38,7 @@ def test_overrides_change_fields_and_entries_of_mappings(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["hub_model_id=mine"], "hub_model_id is .mine., expected OWNER/NAME"),
         (["learning_rat=1"], "no setting 'learning_rat'; did you mean learning_rate"),
         (["steps=many"], "steps is 'many', expected int"),
         (["steps=1.5"], "steps is 1.5, expected int"),

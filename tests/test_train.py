@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from soundwave import SoundwaveForConditionalGeneration, SoundwaveForCTC
+from soundwave.model_card.facts import CardFacts
 from soundwave.model_card.figures import CardError
 from soundwave.training.building import build_model
 from soundwave.training.checkpoints import LOG
@@ -82,6 +83,9 @@ def test_each_stage_leaves_a_repository_that_loads(runs):
         assert log[0] == {"accelerator": "CPU", "devices": 1, "step": 0}
         assert not (runs / name / "README.md").exists() and not (runs / name / "training_args.bin").exists()
         assert str(runs) not in (runs / name / "stage_config.yaml").read_text()
+        tasks = {row["task"]: (row["rows"], row["licence"]) for row in CardFacts.read(runs / name).data}
+        assert tasks["asr"] == (8, "not stated") and tasks["sound"] == (2, "not stated")
+        assert ("text_qa" in tasks) == (name != "one"), "stage I leaves out rows without recordings"
     assert sum("eval_ce_loss" in json.loads(line) for line in open(runs / "three" / LOG)) == 2
 
 
@@ -235,6 +239,8 @@ def test_pushes_load_at_every_moment(runs, tmp_path):
             timeout=300,
         )
         assert done.returncode == 0, done.stderr[-3000:]
+        assert "ours/three is pushed, but lacks a licence: card.yaml states no licence of noise (asr), " in done.stderr
+        assert f"and push again: soundwave push {tmp_path / 'out'}" in done.stderr
         commits = sum("/commit/stage-3" in request for request in hub.requests)
     files = json.loads(done.stdout.splitlines()[-1])["files"]
     assert {"README.md", "model.safetensors", "config.json", "modeling_soundwave.py", "stage_config.yaml", LOG} <= set(

@@ -343,7 +343,7 @@ def _from_table(dataset: Dataset, name: str, folder: Path) -> Dataset:
             [checked_row(row, f"{name}, row {k}", folder / "row") for k, row in enumerate(_plain(dataset))]
         )
     moved = False
-    for k, row in enumerate(_rows_without_bytes(dataset)):
+    for k, row in enumerate(rows_without_bytes(dataset)):
         moved |= checked_row(row, f"{name}, row {k}", folder / "row")["audio"] != row.get("audio")
     lists = "audio" in columns and isinstance(dataset.features["audio"], List)
     target = _features(lists)
@@ -365,7 +365,7 @@ def _from_table(dataset: Dataset, name: str, folder: Path) -> Dataset:
     return dataset.select_columns(list(FIELDS)).cast(target)
 
 
-def _rows_without_bytes(dataset: Dataset) -> Iterator[dict[str, Any]]:
+def rows_without_bytes(dataset: Dataset) -> Iterator[dict[str, Any]]:
     """The rows of a table with the number of bytes in place of a recording's bytes, which may be gigabytes."""
     columns = [name for name in dataset.column_names if name in FIELDS]
     for table in dataset.select_columns(columns).with_format("arrow").iter(1000):

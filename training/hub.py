@@ -12,9 +12,10 @@ from huggingface_hub import HfApi
 from transformers import Trainer
 
 from soundwave.model_card.build_card import CARD, is_free, write_card
-from soundwave.model_card.checks import check_card
+from soundwave.model_card.checks import check_card, check_licences
 from soundwave.model_card.figures import CardError
 from soundwave.model_card.push_to_hub import (
+    CheckFailed,
     PushError,
     PushRefused,
     bound_requests,
@@ -36,11 +37,13 @@ class BackgroundPush:
 
     Attributes:
         refused: why no push of this run can succeed, once the Hub has said so.
+        kept_card: whether it was said that the repository keeps a README.md of somebody's own.
     """
 
     def __init__(self, repo_id: str):
         self.repo_id = repo_id
         self.refused: PushRefused | None = None
+        self.kept_card = False
         self._failing = False
         self._thread: threading.Thread | None = None
 
@@ -151,7 +154,7 @@ class HubMixin(Trainer):
             shutil.rmtree(snapshot, ignore_errors=True)
 
     def _push(self, folder, message, token=None, revision=None, private=None, patience_s=0.0) -> str:
-        return push_stage(
+        pushed = push_stage(
             folder,
             self.hub_model_id,
             revision=revision or self.args.hub_revision,
@@ -159,7 +162,15 @@ class HubMixin(Trainer):
             message=message,
             token=token or self.args.hub_token,
             patience_s=patience_s,
+            own_card="keep",  # nobody is there who could be asked
         )
+        if pushed.kept_card and not self.background.kept_card:
+            self.background.kept_card = True
+            report(
+                f"{self.hub_model_id} keeps its {CARD}, which is somebody's own; to replace it by the card of this "
+                f"run: soundwave push {self.args.output_dir} --overwrite-card"
+            )
+        return pushed.address
 
     def _finish_current_push(self) -> None:
         """Nothing: `push_to_hub` waits for it, and so does the end of the script; other processes need not."""
@@ -170,7 +181,7 @@ def push_result(trainer: Any, config: StageConfig) -> None:
 
     Card and files are checked first; not that it loads in a process of its own, see `model_card.checks`. A check that
     fails, or a Hub that does not take it, is no failure of the run: the result is on disk, and one line on stderr
-    names the command that pushes it.
+    names the command that pushes it. Nor does it wait for somebody to state licences: another line asks for them.
     """
     if config.hub_model_id is None or not trainer.is_world_process_zero():
         return
@@ -181,6 +192,7 @@ def push_result(trainer: Any, config: StageConfig) -> None:
             check_card(config.output_dir, config.hub_model_id)
             message = f"Stage {config.table.number}: {config.stage}"
             trainer.push_to_hub(commit_message=message, patience_s=config.hub_patience_s)
+            _ask_for_licences(config)
             return
         except PushError as error:
             reason = f" {error}"
@@ -188,3 +200,10 @@ def push_result(trainer: Any, config: StageConfig) -> None:
         f"the result is in {config.output_dir}, but not on the Hub.{reason} "
         f"Push it with: soundwave push {config.output_dir}"
     )
+
+
+def _ask_for_licences(config: StageConfig) -> None:
+    try:
+        check_licences(config.output_dir)
+    except CheckFailed as error:
+        report(f"{config.hub_model_id} is pushed, but lacks a licence: {error}: soundwave push {config.output_dir}")

@@ -141,6 +141,8 @@ class StageConfig:
                 "encoder_cache and spec_augment exclude each other: cached features are those of the unmasked audio. "
                 "Set spec_augment=false, or leave out encoder_cache."
             )
+        if self.hub_model_id is not None and "/" not in self.hub_model_id:
+            raise ConfigError(f"hub_model_id is {self.hub_model_id!r}, expected OWNER/NAME, as readers will load it.")
         if self.hub_strategy not in ("end", "every_save"):
             raise ConfigError(f"hub_strategy is {self.hub_strategy!r}, expected 'end' or 'every_save'.")
         if self.hub_patience_s < 0:
@@ -269,9 +271,9 @@ class StageConfig:
         """The settings without folders of this machine: local paths are cut to their last part."""
         values = dataclasses.asdict(self)
         for name in ("output_dir", "start", "audio_model", "text_model", "data_root", "encoder_cache"):
-            values[name] = _portable(values[name])
+            values[name] = portable_source(values[name])
         for name in ("data", "eval_data"):
-            values[name] = [_portable(source) for source in values[name]]
+            values[name] = [portable_source(source) for source in values[name]]
         return values
 
     def save(self, path: str | Path) -> None:
@@ -366,6 +368,6 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         raise ConfigError(f"{name} is {value!r}, expected {getattr(base, '__name__', base)}.") from None
 
 
-def _portable(path: str | None) -> str | None:
+def portable_source(path: str | None) -> str | None:
     """A path without this machine's folders; relative paths and Hub ids stay."""
     return Path(path).name if path and Path(path).is_absolute() else path

@@ -58,6 +58,9 @@ class StreamedMixture:
         temperature_start: T of the first pass over the sources.
         temperature_step: added with each pass.
 
+    Attributes:
+        sources: names of each task's sources, of tasks that have a share.
+
     Raises:
         DataError: when a source does not exist, is empty, or its first row does not fit the schema.
         ConfigError: when `sizes` or `weights` name other tasks than the sources hold.
@@ -88,10 +91,10 @@ class StreamedMixture:
                 f"{'task_weights' if self.weights else 'stream_rows'} is {given}, but the sources hold the tasks "
                 f"{', '.join(sorted(by_task))}; give each of these a number of at least 0, and one above 0."
             )
+        self.sources = {task: list(map(_name, by_task[task])) for task in sorted(by_task) if given[task] > 0}
         self.streams = {
             task: concatenate_datasets([_stream(source, root, task) for source in by_task[task]])
-            for task in sorted(by_task)
-            if given[task] > 0  # one without a share would never end
+            for task in self.sources  # one without a share would never end
         }
 
     @classmethod

@@ -32,6 +32,7 @@ from soundwave.training.batching import LengthBatches, row_seconds
 from soundwave.training.building import build_model, pin_start
 from soundwave.training.checkpoints import beginning, deciding_settings, refuse_old_checkpoints
 from soundwave.training.data import load_rows, recordings, with_audio
+from soundwave.training.described import draft_card_facts
 from soundwave.training.encoder_cache import EncoderCache
 from soundwave.training.generating import AnswerCheck
 from soundwave.training.hub import push_result
@@ -69,7 +70,8 @@ def run_stage(config: StageConfig) -> Path:
 def train_stage(config: StageConfig) -> SoundwaveTrainerMixin:
     """Train one stage and save it: model, processor, `stage_config.yaml` and `train_log.jsonl` in `config.output_dir`.
 
-    With `hub_model_id`, a model card too, unless the folder has a README.md already. Returns the trainer, for
+    Beside them, a draft of `card.yaml` with rows and hours of the data, unless a person has written one. With
+    `hub_model_id`, a model card too, unless the folder has a README.md already. Returns the trainer, for
     `hub.push_result`.
 
     Raises:
@@ -89,6 +91,7 @@ def train_stage(config: StageConfig) -> SoundwaveTrainerMixin:
         return trainer
     if trainer.is_world_process_zero():  # at the end once more; until then it says where a run cut short belongs
         config.save(Path(config.output_dir) / CONFIG_FILE)
+        draft_card_facts(config.output_dir, trainer.train_dataset, trainer.sampler)
     try:
         trainer.train(resume_from_checkpoint=begin.folder)
     finally:  # an error's log is the one that is read; an empty one would hide that of the run before
