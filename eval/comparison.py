@@ -12,7 +12,7 @@ from typing import Any
 
 from soundwave.eval.benchmarks import BENCHMARKS
 from soundwave.eval.comparison_runs import Run
-from soundwave.eval.efficiency import EFFICIENCY
+from soundwave.eval.efficiency import BY_STAGE, EFFICIENCY
 from soundwave.eval.published import PublishedFigure, all_published_figures, missing_tables, published_figures
 from soundwave.eval.scoring import Metric, get_metric
 from soundwave.training.stages import STAGES
@@ -28,8 +28,6 @@ MOST_NAMED = 4
 KINDS = ("headline", "beside", "area", "group", "also")
 #: Headline -> the further metric without which it says little: a baseline, or the other reading of the same ratio.
 BESIDE = {"similarity": "shuffled_similarity", "ratio_padded": "ratio_speech"}
-#: Metrics with a figure per stage: pooled over stages they are the speed of nothing.
-BY_STAGE = ("steps_per_second", "audio_seconds_per_second")
 PAPERS = {"soundwave": "Soundwave paper", "sim": "SiM paper"}
 
 

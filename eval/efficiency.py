@@ -10,7 +10,7 @@ for the hardware and the sizes that stand beside them, and for no others.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
 from importlib import import_module
@@ -32,6 +32,8 @@ TRAINING = {"most_rows": 8, "steps": 10, "warm_up": 2}
 #: Items of Fig. 6 (§5.2), drawn at random; the paper names no seed.
 SIMILARITY = {"sample": 200, "seed": 0}
 TEXT = {"transcripts": "as given; all capitals in lower case"}
+#: Metrics with a figure per stage: pooled over stages they are the speed of nothing.
+BY_STAGE = ("steps_per_second", "audio_seconds_per_second")
 #: The paper measures on LibriSpeech (Table 8; §5.2: test-clean).
 PAPERS_DATA = "librispeech_clean"
 
@@ -204,6 +206,11 @@ def get_efficiency(name: str) -> Efficiency | None:
     task, _, benchmark = name.partition(":")
     efficiency = EFFICIENCY.get(task)
     return efficiency.on(benchmark) if efficiency is not None and benchmark else efficiency
+
+
+def by_stage(metric: str, figure: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """The figures of each stage where a metric has such, else the one figure."""
+    return figure["groups"] if metric in BY_STAGE else {"": figure}
 
 
 def _where(model: "AudioModel") -> Row:

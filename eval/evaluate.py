@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soundwave.eval.benchmarks import BENCHMARKS, Benchmark, get_benchmark
-from soundwave.eval.efficiency import EFFICIENCY, Efficiency, get_efficiency
+from soundwave.eval.efficiency import BY_STAGE, EFFICIENCY, Efficiency, by_stage, get_efficiency
 
 if TYPE_CHECKING:
     from soundwave.eval.items import Item
@@ -311,13 +311,21 @@ def summary(result: "TaskResult") -> str:
     if result.cut:
         counts.append(f"{result.cut} cut at {result.decoding['max_new_tokens']} tokens (--max-new-tokens)")
     counts += [f"{key}: {_short(value)}" for key, value in result.notes.items()]
-    lines = [f"{result.name}: {result.metric} {figure(result.metric, vars(result))}, {', '.join(counts)}"]
-    lines += [f"  {metric}: {figure(metric, figures)}" for metric, figures in result.also.items()]
-    parts = result.areas or (result.groups if len(result.groups) <= MOST_LISTED else {})
-    lines += [f"  {name}: {figure(result.metric, part)}" for name, part in parts.items()]
+    shown = {
+        f"{metric}, {stage}" if stage else metric: figure(metric, part)
+        for metric, whole in {result.metric: vars(result), **result.also}.items()
+        for stage, part in by_stage(metric, whole).items()
+    }
+    if result.metric not in BY_STAGE:
+        parts = result.areas or (result.groups if len(result.groups) <= MOST_LISTED else {})
+        shown |= {name: figure(result.metric, part) for name, part in parts.items()}
+    (first, value), *rest = shown.items()
+    lines = [f"{result.name}: {first} {value}, {', '.join(counts)}", *(f"  {name}: {said}" for name, said in rest)]
     if result.failed:
-        first, reason = next(iter(result.failed.items()))
-        lines.append(f"  failed: {first}: {reason}" + (" (the others in results.json)" if result.failures > 1 else ""))
+        failed, reason = next(iter(result.failed.items()))
+        lines.append(
+            f"  failed: {failed}: {reason}" + (" (the others in results.json)" if result.failures > 1 else "")
+        )
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from soundwave.eval.efficiency import BY_STAGE, EFFICIENCY, by_stage
 from soundwave.eval.logs import read_settings
 from soundwave.eval.provenance import weights_hash
 from soundwave.eval.results import ANSWERS_FILE, RESULTS_FILE, read_answers, read_judgements, read_results, rescore
@@ -154,16 +155,17 @@ class Figures:
         """Every figure as a row of the results table, headline metrics first within their test set."""
         return [
             {
-                "test_set": self.show(name),
+                "test_set": self.show(f"{name}, {stage}" if stage else name),
                 "task": self.show(task_title(entry["task"])),
                 "metric": _metric_title(metric),
-                "value": self.value(name, metric),
-                "interval": self.interval(name, metric),
-                "count": self.show(str(entry["count"])),
+                "value": self._value(metric, figure),
+                "interval": self._interval(metric, figure),
+                "count": self.show(str(figure.get("count", entry["count"]))),
                 "failures": self.show(str(entry["failures"])),
             }
             for name, entry in self._entries.items()
             for metric in (entry["metric"], *entry["also"])
+            for stage, figure in by_stage(metric, self._figure(name, metric)).items()
         ]
 
     def parts(self) -> list[dict[str, Any]]:
@@ -185,7 +187,7 @@ class Figures:
                 ],
             }
             for name, entry in self._entries.items()
-            if entry["areas"] or entry["groups"]
+            if (entry["areas"] or entry["groups"]) and entry["metric"] not in BY_STAGE
         ]
 
     def remarks(self) -> list[str]:
@@ -199,8 +201,9 @@ class Figures:
                 if figure.get("signature"):
                     said.append(f"signature `{figure['signature']}`")
             if entry["judge"]:
-                judge = {key.replace("_", " "): _listed(value) for key, value in entry["judge"].items()}
-                said.append("judge: " + ", ".join(f"{key} {value}" for key, value in judge.items()))
+                said.append(f"judge: {_spelt(entry['judge'])}")
+            if measured := entry["settings"].get("measured"):  # a time means nothing without its machine
+                said.append(f"measured: {_spelt(measured)}, processor {entry['hardware'].get('processor')}")
             if said:
                 lines.append(self.show(f"{name}: {'; '.join(said)}"))
         return lines
@@ -222,7 +225,7 @@ class Figures:
         return {
             name: _scaled(entry["metric"], entry["value"])
             for name, entry in self._entries.items()
-            if entry["value"] is not None
+            if entry["value"] is not None and entry["metric"] not in BY_STAGE
         }
 
     def check(self, text: str) -> None:
@@ -264,7 +267,8 @@ def task_title(task: str) -> str:
     from soundwave.eval.benchmarks import BENCHMARKS
     from soundwave.eval.tasks import TASKS
 
-    return TASKS[task].title if task in TASKS else BENCHMARKS[task].title if task in BENCHMARKS else task
+    known = next((where[task] for where in (TASKS, BENCHMARKS, EFFICIENCY) if task in where), None)
+    return known.title if known is not None else task
 
 
 def _metric_title(metric: str) -> str:
@@ -283,6 +287,10 @@ def _scaled(metric: str, value: float) -> float:
     from soundwave.eval.scoring import get_metric
 
     return round(100 * value if get_metric(metric).unit == "%" else value, 2)
+
+
+def _spelt(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {_listed(value)}" for key, value in settings.items())
 
 
 def _count(figure: Mapping[str, Any]) -> str:

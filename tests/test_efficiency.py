@@ -1,5 +1,6 @@
 import copy
 import json
+import shutil
 import time
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from soundwave.eval.results import read_answers, read_results, rescore
 from soundwave.eval.resuming import claim
 from soundwave.eval.runner import Runner
 from soundwave.eval.scoring import score_rows
+from soundwave.model_card.build_card import build_card
 from soundwave.processing import SAMPLING_RATE
 from tests.conftest import tone
 from tests.sounds import noise
@@ -359,13 +361,21 @@ def test_the_command_measures_on_librispeech(tmp_path, capsys):
         soundfile.write(chapter / f"1-2-{k}.flac", noise(SAMPLING_RATE, k), SAMPLING_RATE)
     (chapter / "1-2.trans.txt").write_text("".join(f"1-2-{k} {said.upper()}\n" for k, said in enumerate(WORDS[:3])))
     output = tmp_path / "out"
-    tasks = ["--tasks", "compression,similarity", "--source", f"compression={tmp_path}", f"similarity={tmp_path}"]
-    evaluate.main(["--model", str(TINY), *tasks, "--output", str(output), "--device", "cpu"])
+    shutil.copytree(TINY, output, ignore=shutil.ignore_patterns("results.json", "README.md"))
+    names = ("compression", "similarity", "training_speed")
+    tasks = ["--tasks", ",".join(names), "--source", *(f"{name}={tmp_path}" for name in names)]
+    evaluate.main(["--model", str(output), *tasks, "--output", str(output), "--device", "cpu"])
     out = capsys.readouterr().out
     assert "compression: ratio_padded " in out and "similarity: similarity " in out and "3 items, 0 failed" in out
+    assert "training_speed: steps_per_second, align " in out and "  steps_per_second, shrink: " in out
     entries = {entry["name"]: entry for entry in read_results(output)}
     assert entries["compression"]["dataset"]["rows"] == 3
     assert all(rescore(entry, read_answers(output)) == [] for entry in entries.values())
+    card = build_card(output)
+    speeds = [line for line in card.splitlines() if line.startswith("| training_speed")]
+    assert len(speeds) == 6 and all("Training speed by stage" in line for line in speeds)  # none over all stages
+    assert "- training_speed: measured: most rows 8" in card and "device cpu, threads 1" in card
+    assert "steps_per_second" not in card.split("---")[1]
 
 
 def test_a_measurement_is_found_by_its_task_name():
