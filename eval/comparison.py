@@ -12,10 +12,9 @@ from typing import Any
 
 from soundwave.eval.benchmarks import BENCHMARKS
 from soundwave.eval.comparison_runs import Run
-from soundwave.eval.efficiency import BY_STAGE, EFFICIENCY
+from soundwave.eval.efficiency import BY_STAGE, EFFICIENCY, by_stage
 from soundwave.eval.published import PublishedFigure, all_published_figures, missing_tables, published_figures
 from soundwave.eval.scoring import Metric, get_metric
-from soundwave.training.stages import STAGES
 
 #: Settings of the interval: they change how sure a figure is said to be, not the figure.
 OF_THE_INTERVAL = ("resamples", "confidence", "seed")
@@ -155,7 +154,7 @@ def _lines_of_runs(name: str, entries: Mapping[str, dict[str, Any]], notes: _Not
     return sorted(lines.values(), key=lambda line: KINDS.index(line.kind))
 
 
-def _figures(entry: dict[str, Any]) -> Iterator[tuple[str, str, Metric, dict[str, Any]]]:
+def _figures(entry: dict[str, Any]) -> Iterator[tuple[str, str, Metric, Mapping[str, Any]]]:
     """(kind, part, metric, figure) of an entry."""
     yield from _by_stage("headline", entry["metric"], entry)
     for kind in ("area", "group") if entry["metric"] not in BY_STAGE else ():
@@ -165,17 +164,13 @@ def _figures(entry: dict[str, Any]) -> Iterator[tuple[str, str, Metric, dict[str
         yield from _by_stage("beside" if name == BESIDE.get(entry["metric"]) else "also", name, figure)
 
 
-def _by_stage(kind: str, name: str, figure: dict[str, Any]) -> Iterator[tuple[str, str, Metric, dict[str, Any]]]:
+def _by_stage(kind: str, name: str, figure: dict[str, Any]) -> Iterator[tuple[str, str, Metric, Mapping[str, Any]]]:
     """The figure itself, or in its place those of the stages in their order."""
-    stages = figure.get("groups") or {} if name in BY_STAGE else {}
-    for stage in dict.fromkeys([*STAGES, *stages]):
-        if stage in stages:
-            yield kind, stage, get_metric(name), stages[stage]
-    if not stages:
-        yield kind, "", get_metric(name), figure
+    for stage, part in by_stage(name, figure).items():
+        yield kind, stage, get_metric(name), part
 
 
-def _undefined(name: str, label: str, figures: Sequence[tuple[str, str, Metric, dict[str, Any]]]) -> list[str]:
+def _undefined(name: str, label: str, figures: Sequence[tuple[str, str, Metric, Mapping[str, Any]]]) -> list[str]:
     """A note if a run has no figure where one belongs: the pictures cannot show what is not there."""
     without = [part or metric.name for _, part, metric, figure in figures if figure["value"] is None]
     if not without:
@@ -187,7 +182,7 @@ def _undefined(name: str, label: str, figures: Sequence[tuple[str, str, Metric, 
     ]
 
 
-def _cell(metric: Metric, entry: dict[str, Any], kind: str, figure: dict[str, Any], notes: tuple[int, ...]) -> Cell:
+def _cell(metric: Metric, entry: dict[str, Any], kind: str, figure: Mapping[str, Any], notes: tuple[int, ...]) -> Cell:
     interval, headline = figure["interval"], kind == "headline"
     return Cell(
         value=figure["value"],

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from soundwave.eval.benchmarks import Benchmark, get_benchmark, require_transcripts
 from soundwave.eval.items import Item
+from soundwave.training.stage_table import STAGES
 
 if TYPE_CHECKING:  # what computes is imported when it is needed
     from soundwave.eval.efficiency_inference import Measurement
@@ -209,8 +210,9 @@ def get_efficiency(name: str) -> Efficiency | None:
 
 
 def by_stage(metric: str, figure: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """The figures of each stage where a metric has such, else the one figure."""
-    return figure["groups"] if metric in BY_STAGE else {"": figure}
+    """The figures of the stages in their order where a metric has such, else the one figure."""
+    stages = figure.get("groups") or {} if metric in BY_STAGE else {}
+    return {stage: stages[stage] for stage in (*STAGES, *stages) if stage in stages} or {"": figure}
 
 
 def _where(model: "AudioModel") -> Row:

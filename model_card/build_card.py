@@ -95,7 +95,8 @@ def write_card(
     """
     folder = Path(run_dir)
     path = folder / CARD if output is None else Path(output)
-    text = build_card(folder, repo_id, answers_stay)
+    figures = Figures(folder)
+    text = _card(folder, figures, repo_id, answers_stay)
     if not path.parent.is_dir():
         raise CardError(f"{path} cannot be written: there is no folder {path.parent}; make it, or name another file")
     settings = read_stage_settings(folder)
@@ -104,7 +105,7 @@ def write_card(
         figure, card = Path(made, FIGURE), Path(made, CARD)
         write_whole(figure, draw(flow))
         write_whole(card, text)
-        write_eval_results(path.parent, Figures(folder))
+        write_eval_results(path.parent, figures)
         figure.replace(path.parent / FIGURE)
         card.replace(path)  # whole: a half one would have no mark, and be taken for one of somebody's own
     return path
@@ -126,11 +127,13 @@ def build_card(run_dir: str | Path, repo_id: str | None = None, answers_stay: bo
     Raises:
         CardError: If results and answers disagree, a figure was not measured, or the name breaks a licence.
     """
-    folder = Path(run_dir)
+    return _card(Path(run_dir), Figures(run_dir), repo_id, answers_stay)
+
+
+def _card(folder: Path, figures: Figures, repo_id: str | None, answers_stay: bool) -> str:
     config = read_config(folder)
     settings = read_stage_settings(folder)
     facts = CardFacts.read(folder)
-    figures = Figures(folder)
     lineage = read_lineage(folder)
     repo = repo_id or folder.resolve().name
     name = repo.rsplit("/", 1)[-1]
